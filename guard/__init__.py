@@ -1,0 +1,133 @@
+"""guard evaluates defenses of image classifiers against adversarial examples.
+
+    import guard
+    report = guard.evaluate(model, (images, labels), attacks=["fgsm", "pgd"], threat=guard.ThreatModel(norm="linf", epsilon=8 / 255))
+
+Images are float32 in [0, 1], shape (N, C, H, W); models return logits. Everything is loaded when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from guard.api import craft as craft
+    from guard.api import evaluate as evaluate
+    from guard.api import load_run as load_run
+    from guard.api import model as model
+    from guard.attack import Attack as Attack
+    from guard.attack import IterativeAttack as IterativeAttack
+    from guard.attack import Memory as Memory
+    from guard.attack import MinimalAttack as MinimalAttack
+    from guard.attack import Now as Now
+    from guard.classifier import ImageModel as ImageModel
+    from guard.component import Component as Component
+    from guard.defense import Defense as Defense
+    from guard.defense import Stack as Stack
+    from guard.defense import Step as Step
+    from guard.errors import ContractError as ContractError
+    from guard.errors import GuardError as GuardError
+    from guard.errors import InputError as InputError
+    from guard.evaluation.result import Report as Report
+    from guard.goal import Goal as Goal
+    from guard.hookspecs import hookimpl as hookimpl
+    from guard.losses import LOSSES as LOSSES
+    from guard.losses import LossName as LossName
+    from guard.registry import Registry as Registry
+    from guard.rng import Rng as Rng
+    from guard.source import Data as Data
+    from guard.source import DatasetSource as DatasetSource
+    from guard.source import ModelSource as ModelSource
+    from guard.source import Split as Split
+    from guard.threat import Amount as Amount
+    from guard.threat import Norm as Norm
+    from guard.threat import ThreatModel as ThreatModel
+    from guard.victim import Access as Access
+    from guard.victim import Victim as Victim
+else:
+    # module of each public name; under `not TYPE_CHECKING`, or a misspelt guard.Atack would type-check as Any
+    _HOME = {
+        "Access": "victim",
+        "Amount": "threat",
+        "Attack": "attack",
+        "Component": "component",
+        "ContractError": "errors",
+        "Data": "source",
+        "DatasetSource": "source",
+        "Defense": "defense",
+        "Goal": "goal",
+        "GuardError": "errors",
+        "ImageModel": "classifier",
+        "InputError": "errors",
+        "IterativeAttack": "attack",
+        "LOSSES": "losses",
+        "LossName": "losses",
+        "Memory": "attack",
+        "MinimalAttack": "attack",
+        "ModelSource": "source",
+        "Norm": "threat",
+        "Now": "attack",
+        "Registry": "registry",
+        "Report": "evaluation.result",
+        "Rng": "rng",
+        "Split": "source",
+        "Stack": "defense",
+        "Step": "defense",
+        "ThreatModel": "threat",
+        "Victim": "victim",
+        "craft": "api",
+        "evaluate": "api",
+        "hookimpl": "hookspecs",
+        "load_run": "api",
+        "model": "api",
+    }
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name not in _HOME:
+            raise AttributeError(f"module 'guard' has no attribute '{name}'")
+        value = getattr(import_module(f"guard.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)
+
+
+__all__ = [
+    "Access",
+    "Amount",
+    "Attack",
+    "Component",
+    "ContractError",
+    "Data",
+    "DatasetSource",
+    "Defense",
+    "Goal",
+    "GuardError",
+    "ImageModel",
+    "InputError",
+    "IterativeAttack",
+    "LOSSES",
+    "LossName",
+    "Memory",
+    "MinimalAttack",
+    "ModelSource",
+    "Norm",
+    "Now",
+    "Registry",
+    "Report",
+    "Rng",
+    "Split",
+    "Stack",
+    "Step",
+    "ThreatModel",
+    "Victim",
+    "__version__",
+    "craft",
+    "evaluate",
+    "hookimpl",
+    "load_run",
+    "model",
+]

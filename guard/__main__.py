@@ -1,0 +1,5 @@
+"""`python -m guard` is `guard`."""
+
+from guard.cli import main
+
+main()

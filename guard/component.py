@@ -1,0 +1,68 @@
+"""Component: one class that is its parameters."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+_KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+Lookup = Callable[[str, object], "Component"]
+"""Turns (kind, name or mapping) into a component; the registry's, handed over in the validation context."""
+
+
+class Component(BaseModel):
+    """An attack, defense, model source or dataset source: a frozen set of validated parameters with a name.
+
+    A parameter is an annotated attribute with a default; the string below it is its documentation:
+
+        steps: PositiveInt = 10
+        \"\"\"Number of gradient steps.\"\"\"
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    kind: ClassVar[str] = "component"
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.name and not _KEBAB.fullmatch(cls.name):
+            raise TypeError(f"{cls.__name__}.name is {cls.name!r}; a name is lower-case words joined by hyphens")
+
+    def fingerprint(self) -> str:
+        """What decides this component's result beside its parameters and its source, such as a file's content."""
+        return ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _resolve(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Accept a name or a mapping with a name where a component is asked for."""
+        if isinstance(data, Mapping) and data.get("name", "") == cls.name != "":
+            return handler({key: value for key, value in data.items() if key != "name"})
+        named = isinstance(data, str) or (isinstance(data, Mapping) and "name" in data)
+        if named and info.context and "lookup" in info.context:
+            lookup: Lookup = info.context["lookup"]
+            data = lookup(cls.kind, data)
+        return handler(data)
+
+    @model_serializer(mode="plain")
+    def _serialise(self) -> dict[str, Any]:
+        return {"name": self.name} | {field: getattr(self, field) for field in type(self).model_fields}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A base class stands for whatever is installed: a placeholder that the registry fills in."""
+        return handler(schema) if cls.name else {"$ref": f"#/$defs/{cls.kind}"}

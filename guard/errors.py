@@ -1,0 +1,45 @@
+"""What guard raises. A message has three parts: what is wrong, whose it is, what to type instead.
+
+GuardError
+├── InputError             bad input: a value, a file, a config (exit code 2)
+│   └── UnknownName        a name that nothing registered carries
+├── PluginError            a plugin did not load, or two plugins collide (exit code 2)
+├── ContractError          an attack, a defense or a model broke its contract: its cell is INVALID
+└── NotApplicable          a norm, an access or a knowledge that does not apply here
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class GuardError(Exception):
+    """Base of everything guard raises on purpose; its text is one line for the user."""
+
+
+class InputError(GuardError, ValueError):
+    """A value, file or config that cannot be used."""
+
+
+class UnknownName(InputError, LookupError):
+    """A name that nothing registered carries."""
+
+
+class PluginError(GuardError):
+    """A plugin that did not load, offers something that is no component, or collides with another."""
+
+
+class ContractError(GuardError):
+    """A component or a model that broke its contract while it ran."""
+
+
+class NotApplicable(GuardError):
+    """A combination that has no meaning: a norm, an access or a knowledge that does not apply."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The sentence that names the nearest known word, or lists what is known."""
+    known = sorted(known)
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    return f"Known: {', '.join(known)}" if known else "None is known"

@@ -1,0 +1,1 @@
+"""The evaluation: config -> plan of cells -> executor -> store -> report."""

@@ -1,0 +1,138 @@
+"""What an evaluation returns: cells, worst cases and what they were computed with."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+Status = Literal["VALID", "SUSPECT", "INVALID", "NOT_APPLICABLE", "INCOMPLETE"]
+
+
+class Candidate(BaseModel):
+    """One way the attacker tried inside a cell."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """gradient, bpda, relax or oblivious."""
+    images: int
+    robust_accuracy: float
+    """Under this candidate alone."""
+    forwards_per_image: float
+    backwards_per_image: float
+    seconds: float
+
+
+class Row(BaseModel):
+    """What a cell and a worst case have in common. Accuracies are fractions of all images."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    key: str
+    dataset: str
+    model: str
+    defense: str
+    """The stack, left to right: 'shape-bias + adversarial-training'; 'none' for no defense."""
+    goal: str
+    norm: str
+    epsilon: float
+    knowledge: str
+    """adaptive, oblivious or transfer."""
+    seed: int
+    status: Status
+    reason: str = ""
+    images: int = 0
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    """Share of all images predicted as their true label under the attacks run: an upper bound."""
+    robust_accuracy_interval: tuple[float, float] | None = None
+    """Wilson, 95 %."""
+    robust_accuracy_8bit: float | None = None
+    """After rounding to 8 bits inside the ball; null where the data are not on that grid."""
+    attack_success_rate: float | None = None
+    attack_success_denominator: int | None = None
+    """Images classified correctly; for a targeted goal less those whose target is their label."""
+    max_distance: float | None = None
+    median_distance: float | None = None
+    """Over the images whose adversary succeeded."""
+    forwards_per_image: float | None = None
+    backwards_per_image: float | None = None
+    fit_forwards: int = 0
+    fit_backwards: int = 0
+    seconds: float | None = None
+
+
+class Cell(Row):
+    """Dataset x model x defense x attack x goal x threat model x knowledge x seed."""
+
+    label: str
+    """The attack's entry, unique in the run: 'pgd', 'pgd#2', or what the config names with `as:`."""
+    attack: str
+    attack_parameters: dict[str, Any]
+    source: str | None = None
+    """The model a transferred attack was crafted on."""
+    candidates: tuple[Candidate, ...] = ()
+    eot: int = 1
+    scoring_draws: int = 1
+
+
+class WorstCase(Row):
+    """Per image the worst over all attacks of a model, defense, goal, threat and seed."""
+
+    broken_first: dict[str, int] = {}
+    """Attack label -> images that it broke and none before it."""
+    broken_only: dict[str, int] = {}
+    """Attack label -> images that it alone broke."""
+
+
+class Pictures(BaseModel):
+    """A few images of a cell to look at, float32 (n, C, H, W) in [0, 1]."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+    labels: tuple[str, ...]
+    clean_predictions: tuple[str, ...]
+    predictions: tuple[str, ...]
+
+
+class Report(BaseModel):
+    """The result of a run: what `results.json` holds, and what a page needs beside it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    schema_version: int = 1
+    run: dict[str, Any]
+    """started, seconds, device, computed_cells, cached_cells."""
+    config: dict[str, Any]
+    versions: dict[str, str]
+    plugins: dict[str, str]
+    """Component -> the plugin and distribution it came from."""
+    cells: list[Cell]
+    worst_case: list[WorstCase]
+    pictures: dict[str, Pictures] = {}
+    """Cell key -> pictures; not part of results.json."""
+
+    def to_json(self) -> str:
+        """The text of results.json."""
+        return self.model_dump_json(indent=2, exclude={"pictures"})
+
+    def to_frame(self) -> Any:
+        """The cells as a pandas DataFrame; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame([cell.model_dump() for cell in self.cells])
+
+    def _repr_html_(self) -> str:
+        from guard.report.html import fragment
+
+        return fragment(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write results.json, results.csv, report.md and report.html into a folder."""
+        from guard.report.files import save
+
+        return save(self, Path(folder))

@@ -1,0 +1,222 @@
+"""Registry: loads plugins, knows who provides what, and turns names and mappings into components."""
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+from pydantic import ValidationError
+
+from guard import hookspecs
+from guard.attack import Attack
+from guard.component import Component
+from guard.defense import Defense
+from guard.errors import InputError, PluginError, UnknownName, suggestion
+from guard.source import DatasetSource, ModelSource
+from guard.wording import explain
+
+KINDS: dict[str, type[Component]] = {
+    "attack": Attack,
+    "defense": Defense,
+    "model": ModelSource,
+    "dataset": DatasetSource,
+}
+_HOOKS = {"attack": "guard_attacks", "defense": "guard_defenses", "model": "guard_models", "dataset": "guard_datasets"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who provides a component."""
+
+    plugin: str
+    distribution: str
+    """Name and version of the installed distribution, or the plugin file."""
+
+    def __str__(self) -> str:
+        return f"'{self.plugin}' ({self.distribution})"
+
+
+@dataclass
+class Registry:
+    """The installed components, by kind and name.
+
+    >>> registry = Registry.load(files=["./mine.py"])
+    >>> registry.create("attack", {"name": "pgd", "steps": 40})
+    """
+
+    classes: dict[str, dict[str, type[Component]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    origins: dict[type[Component], Origin] = field(default_factory=dict)
+    plugins: dict[str, Origin] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Plugins that did not load, with the reason; the others still work."""
+
+    @classmethod
+    def load(cls, files: Iterable[str | Path] = (), *, disable: Iterable[str] = (), trace: bool = False) -> "Registry":
+        """Load the installed plugins (entry points of the group `guard`) and plugin files.
+
+        `disable` adds to GUARD_DISABLE_PLUGINS=a,b; `trace` or GUARD_TRACE_PLUGINS=1 prints every hook call.
+        Raises PluginError where two plugins provide one name, and for a plugin file that does not load.
+        """
+        registry = cls()
+        blocked = set(disable) | {name for name in os.environ.get("GUARD_DISABLE_PLUGINS", "").split(",") if name}
+        manager = pluggy.PluginManager("guard")
+        manager.add_hookspecs(hookspecs)
+        if trace or os.environ.get("GUARD_TRACE_PLUGINS", "") not in ("", "0"):
+            manager.add_hookcall_monitoring(_print_call, lambda *_: None)
+        for point in sorted(entry_points(group="guard"), key=lambda point: point.name):
+            if point.name not in blocked:
+                registry._try(manager, point)
+        for file in files:
+            path = Path(file)
+            if path.stem not in blocked:
+                registry._add(manager, path.stem, load_file(path), Origin(path.stem, str(file)))
+        return registry
+
+    def create(self, kind: str, spec: object, where: str = "") -> Any:
+        """A component from an instance, a class, a name, or a mapping with a name and parameters.
+
+        `where` is said in errors: a file and key. Raises UnknownName or InputError.
+        """
+        if isinstance(spec, KINDS[kind]):
+            return spec
+        if isinstance(spec, type) and issubclass(spec, KINDS[kind]):
+            return self._build(spec, {}, where)
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+            at = f" ({where})" if where else ""
+            raise InputError(f"{spec!r} is no {kind}{at}. Write a name, or a mapping such as {{name: ..., key: value}}")
+        parameters = {key: value for key, value in spec.items() if key != "name"}
+        found = self.find(kind, spec["name"], where)
+        if ":" in spec["name"] and spec["name"] not in self.classes[kind]:
+            parameters["variant"] = spec["name"].split(":", 1)[1]
+        return self._build(found, parameters, where)
+
+    def find(self, kind: str, name: str, where: str = "") -> type[Component]:
+        """The class of that name; `torchvision:resnet18` finds `torchvision`. Raises UnknownName."""
+        known = self.classes[kind]
+        if name in known:
+            return known[name]
+        if name.split(":", 1)[0] in known and "variant" in known[name.split(":", 1)[0]].model_fields:
+            return known[name.split(":", 1)[0]]
+        at = f" ({where})" if where else ""
+        broken = "".join(f". Plugin '{plugin}' did not load: {why}" for plugin, why in self.failures.items())
+        raise UnknownName(f"no {kind} is named '{name}'{at}. {suggestion(name, known)}{broken}")
+
+    def origin(self, component: Component | type[Component]) -> Origin:
+        """Who provides a component; an unregistered class is its own module's."""
+        found = component if isinstance(component, type) else type(component)
+        return self.origins.get(found, Origin(found.__module__, "not registered"))
+
+    def __iter__(self) -> Iterator[type[Component]]:
+        for known in self.classes.values():
+            yield from known.values()
+
+    def _build(self, found: type[Component], parameters: Mapping[str, object], where: str) -> Component:
+        try:
+            return found.model_validate(parameters, context={"lookup": self.create})
+        except ValidationError as error:
+            raise InputError(explain(error, found, where)) from error
+
+    def _try(self, manager: pluggy.PluginManager, point: EntryPoint) -> None:
+        """Load one entry point; what goes wrong is remembered and takes nobody else down."""
+        distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+        try:
+            self._add(manager, point.name, point.load(), Origin(point.name, distribution))
+        except _Collision:
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            self.failures[point.name] = text
+
+    def _add(self, manager: pluggy.PluginManager, name: str, module: object, origin: Origin) -> None:
+        found = _offered(manager, name, module)
+        for kind, classes in found.items():
+            for item in classes:
+                _check_class(item, kind, origin)
+                other = self.classes[kind].get(item.name)
+                if other is not None and other is not item:
+                    raise _Collision(kind, item.name, self.origins[other], origin)
+        for kind, classes in found.items():
+            for item in classes:
+                self.classes[kind][item.name] = item
+                self.origins.setdefault(item, origin)
+        self.plugins[name] = origin
+
+
+class _Collision(PluginError):
+    def __init__(self, kind: str, name: str, one: Origin, other: Origin) -> None:
+        article = "an" if kind == "attack" else "a"
+        super().__init__(
+            f"two plugins provide {article} {kind} named '{name}': {one} and {other}. "
+            f"Rename one, or set GUARD_DISABLE_PLUGINS={other.plugin}"
+        )
+
+
+def _offered(manager: pluggy.PluginManager, name: str, module: object) -> dict[str, list[type[Component]]]:
+    """Register one plugin and ask it alone for its classes, by kind."""
+    manager.register(module, name=name)
+    try:
+        manager.check_pending()
+        others = [plugin for plugin in manager.get_plugins() if plugin is not module]
+        offered: dict[str, list[type[Component]]] = {}
+        for kind, hook in _HOOKS.items():
+            answers: Sequence[Iterable[type[Component]]] = manager.subset_hook_caller(hook, others)()
+            offered[kind] = [item for answer in answers for item in answer]
+    except BaseException as error:
+        manager.unregister(name=name)
+        if isinstance(error, pluggy.PluginValidationError):
+            raise PluginError(_unknown_hook(name, module)) from error
+        raise
+    return offered
+
+
+def _unknown_hook(name: str, module: object) -> str:
+    hooks = [key for key in vars(module) if key.startswith("guard_") and key not in _HOOKS.values()]
+    wrong = hooks[0] if hooks else "?"
+    return f"plugin '{name}' implements '{wrong}', which is no hook. {suggestion(wrong, _HOOKS.values())}"
+
+
+def _check_class(item: object, kind: str, origin: Origin) -> None:
+    base = KINDS[kind]
+    if not (isinstance(item, type) and issubclass(item, base)):
+        raise PluginError(
+            f"plugin {origin} returns {item!r} from {_HOOKS[kind]}(), which is no {base.__name__} class. "
+            f"Return classes: [MyClass]"
+        )
+    if not item.name:
+        raise PluginError(f"plugin {origin} returns {item.__name__}, which has no name. Write name = \"my-{kind}\"")
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a plugin file under a name with its hash, so that what it defines can be pickled. Raises PluginError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PluginError(f"plugin file '{path}' cannot be read: {error.strerror}. Give the path of a .py file") from error
+    name = f"guard_file_{path.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plugin file '{path}' is no Python file. Give the path of a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"plugin file '{path}' did not load: {type(error).__name__}: {error}. Mend the file") from error
+    return module
+
+
+def _print_call(hook: str, implementations: Sequence[Any], arguments: Mapping[str, object]) -> None:
+    print(f"guard: {hook}() -> {', '.join(i.plugin_name for i in implementations) or 'nobody'}", file=sys.stderr)
+

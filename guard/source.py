@@ -1,0 +1,115 @@
+"""Sources: where data sets and models come from."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from guard.component import Component
+from guard.threat import Amount
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images and labels of a split, or of a part of it."""
+
+    images: Tensor
+    """(N, C, H, W), uint8, or float32 in [0, 1]."""
+    labels: Tensor
+    """int64 (N,)."""
+    index: Tensor
+    """int64 (N,): the position of each image in its split."""
+
+    @staticmethod
+    def of(images: Tensor, labels: Tensor) -> "Data":
+        """A whole split."""
+        return Data(images, labels.long(), torch.arange(len(images)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Data":
+        return Data(self.images[rows], self.labels[rows], self.index[rows])
+
+    def floats(self) -> Tensor:
+        """The images as float32 in [0, 1]."""
+        return self.images.float() / 255 if self.images.dtype == torch.uint8 else self.images
+
+    def batches(self, size: int) -> Iterator["Data"]:
+        """Consecutive parts of at most `size` images, the last partial one included."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether every pixel is a multiple of 1/255, so that 8-bit figures mean something."""
+        if self.images.dtype == torch.uint8:
+            return True
+        levels = self.images * 255
+        return bool(((levels - levels.round()).abs() < 1e-3).all())
+
+
+class DatasetSource(Component, ABC):
+    """A data set. A subclass names itself, describes its images and loads a split."""
+
+    kind: ClassVar[str] = "dataset"
+
+    split: Split = "test"
+    """The split to evaluate on."""
+
+    @abstractmethod
+    def load(self, split: Split) -> Data:
+        """The images and labels of a split, in a fixed order."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes there are."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each class; its number by default."""
+        return tuple(str(number) for number in range(self.num_classes))
+
+
+class ModelSource(Component, ABC):
+    """A model. A subclass names itself and builds a network; the parameters here say how it is to be read.
+
+    A registered model without `weights` is trained under the config's `training`.
+    """
+
+    kind: ClassVar[str] = "model"
+
+    weights: str | None = None
+    """A file of weights (.safetensors, or what torch.load reads with weights_only=True), or 'none': train it."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from each channel before the network sees it."""
+    std: tuple[Amount, ...] | None = None
+    """Divided by after the mean was subtracted."""
+    resize: int | None = None
+    """Resize images to this side before the network sees them."""
+    crop: int | None = None
+    """Crop the centre of this side after resizing."""
+    outputs: Literal["logits", "probabilities"] = "logits"
+    """What the network returns."""
+    access: Literal["gradients", "logits", "labels"] = "gradients"
+    """How much of it an attack may see."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether what `build` returns is already trained."""
+        return False
+
+    @abstractmethod
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """The network, for images (N, C, H, W); normalisation and weights are added by the framework."""

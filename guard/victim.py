@@ -1,0 +1,246 @@
+"""Victim: the only door from an attack to a model."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import ContractError
+from guard.goal import Goal
+from guard.losses import cross_entropy
+from guard.rng import Rng
+
+Access = Literal["gradients", "logits", "labels", "transfer"]
+ACCESS: tuple[Access, ...] = ("transfer", "labels", "logits", "gradients")
+"""From what asks least of a model to what asks most."""
+
+
+class Stage(Protocol):
+    """What a defense does to the images before the model sees them."""
+
+    @property
+    def differentiable(self) -> bool: ...
+    @property
+    def randomized(self) -> bool: ...
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor: ...
+    def surrogate(self, images: Tensor, rng: Rng) -> Tensor: ...
+
+
+class Counts:
+    """What each image has cost so far, and whether its gradients were finite."""
+
+    def __init__(self, images: int, device: torch.device) -> None:
+        self.forwards = torch.zeros(images, dtype=torch.int64, device=device)
+        self.backwards = torch.zeros_like(self.forwards)
+        self.broken = torch.zeros(images, dtype=torch.bool, device=device)
+        """Images that a gradient with NaN or infinity was computed for."""
+
+
+class Victim:
+    """A model, its stack's preprocesses in front, bound to the images of one call to an attack.
+
+    Calls take one row per image, or k rows per image, image-major; each row counts as one query of its image.
+    `victim[keep]`, `goal[keep]` and `rng[keep]` go together: a mask over the images, or an index that may repeat.
+    Where a preprocess is not differentiable, its backward goes through its surrogate (BPDA, Athalye et al. 2018).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        rng: Rng,
+        *,
+        stages: Sequence[Stage] = (),
+        access: Access = "gradients",
+        drop: bool = True,
+        eot: int = 1,
+    ) -> None:
+        """`rng` feeds randomized stages. `drop`: whether an attack may stop at an image that reached its goal.
+        `eot`: draws of a randomized stage that a gradient is averaged over."""
+        self.drop = drop
+        self._model, self._stages, self._access, self._rng = model, tuple(stages), access, rng
+        self._eot = eot if any(stage.randomized for stage in stages) else 1
+        self._transform: Callable[[Tensor], Tensor] | None = None
+        self._rows = torch.arange(len(images), device=images.device)
+        self.counts = Counts(len(images), images.device)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, keep: Tensor) -> "Victim":
+        part = copy.copy(self)
+        part._rows, part._rng = self._rows[keep], self._rng[keep]
+        if self._transform is not None:
+            raise ContractError("select victim[keep] before victim.through(...), whose map is bound to its images")
+        return part
+
+    def logits(self, points: Tensor) -> Tensor:
+        """Logits (k N, K) of points (k N, C, H, W), without a gradient."""
+        self._require("logits")
+        with torch.no_grad():
+            return self._forward(points)
+
+    def labels(self, points: Tensor) -> Tensor:
+        """Predicted classes, int64 (k N,)."""
+        self._require("labels")
+        with torch.no_grad():
+            return self._forward(points).argmax(1)
+
+    def gradient(
+        self,
+        points: Tensor,
+        goal: Goal,
+        loss: Callable[..., Tensor] = cross_entropy,
+        layers: Sequence[str] = (),
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of each image's loss at its point, the losses (N,) and the logits (N, K).
+
+        One forward and one backward. `loss(logits, goal)` returns one value per row; where `layers` are named, it is
+        called as `loss(logits, goal, features)` with a mapping from each layer's name to its output.
+        """
+        self._require("gradients")
+        total: list[Tensor] = []
+        for _ in range(self._eot):
+            with torch.enable_grad(), self._features(layers) as features:
+                leaf = points.detach().requires_grad_()
+                logits = self._forward(leaf)
+                values = loss(logits, goal, features) if layers else loss(logits, goal)
+                if not values.requires_grad:
+                    raise ContractError("the model gives no gradient: something before its logits is not differentiable")
+                (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            self._count_backward(gradient)
+            parts = [gradient, values.detach(), logits.detach()]
+            total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
+        gradient, values, logits = (part / self._eot if self._eot > 1 else part for part in total)
+        return gradient, values, logits
+
+    def jacobian(self, points: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (N, c, C, H, W) of the logits of `classes` int64 (N, c), and the logits (N, K).
+
+        One forward and c backwards.
+        """
+        self._require("gradients")
+        with torch.enable_grad():
+            leaf = points.detach().requires_grad_()
+            logits = self._forward(leaf)
+            chosen = logits.gather(1, classes)
+            rows = []
+            for column in range(classes.shape[1]):
+                keep = column + 1 < classes.shape[1]
+                rows.append(torch.autograd.grad(chosen[:, column].sum(), leaf, retain_graph=keep)[0])
+                self._count_backward(rows[-1])
+        return torch.stack(rows, 1), logits.detach()
+
+    def through(self, transform: Callable[[Tensor, Tensor], Tensor], images: Tensor) -> "Victim":
+        """The same door with every point x first mapped by a differentiable transform(x, images)."""
+        part = copy.copy(self)
+
+        def mapped(points: Tensor) -> Tensor:
+            origin = images.repeat_interleave(len(points) // len(images), 0)
+            result = transform(points, origin)
+            return result if self._transform is None else self._transform(result)
+
+        part._transform = mapped
+        return part
+
+    @property
+    def module(self) -> nn.Module:
+        """The victim as a module: counted and differentiable, for attacks that build their own graph."""
+        self._require("gradients")
+        return _Door(self)
+
+    def _require(self, needed: Access) -> None:
+        if ACCESS.index(needed) > ACCESS.index(self._access):
+            raise ContractError(f"it declares access = '{self._access}' and asked the victim for {needed}")
+
+    def _forward(self, points: Tensor) -> Tensor:
+        draws = len(points) // max(len(self), 1)
+        if draws * len(self) != len(points):
+            raise ContractError(f"it asked about {len(points)} points for {len(self)} images; pass k rows per image")
+        rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
+        self.counts.forwards.index_add_(0, rows, torch.ones_like(rows))
+        if self._transform is not None:
+            points = self._transform(points)
+        if self._stages:
+            points = self._preprocessed(points, draws)
+        logits: Tensor = self._model(points)
+        return logits
+
+    def _preprocessed(self, points: Tensor, draws: int) -> Tensor:
+        rng = self._rng
+        if draws > 1:
+            rng = rng[torch.arange(len(self), device=points.device).repeat_interleave(draws)]
+        return bridged(self._stages, points, rng.spawn())
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        draws = len(gradient) // max(len(self), 1)
+        rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
+        self.counts.backwards.index_add_(0, rows, torch.ones_like(rows))
+        broken = ~gradient.flatten(1).sum(1).isfinite()
+        self.counts.broken.index_put_((rows,), broken | self.counts.broken[rows])
+
+    @contextmanager
+    def _features(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Collect the outputs of the named layers during a forward."""
+        features: dict[str, Tensor] = {}
+        handles = []
+        for name in layers:
+
+            def keep(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+                features[name] = output.clone()  # a later in-place activation would overwrite it
+
+            handles.append(self._model.get_submodule(name).register_forward_hook(keep))
+        try:
+            yield features
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Door(nn.Module):
+    """A victim in the shape of a module."""
+
+    def __init__(self, victim: Victim) -> None:
+        super().__init__()
+        self._victim = [victim]  # in a list: nn.Module must not register what hangs on it
+
+    def forward(self, points: Tensor) -> Tensor:
+        logits = self._victim[0]._forward(points)
+        if points.requires_grad:
+            points.register_hook(self._victim[0]._count_backward)
+        return logits
+
+
+def bridged(stages: Sequence[Stage], points: Tensor, rng: Rng) -> Tensor:
+    """Images after all stages; the gradient of one that is not differentiable is its surrogate's, of the same draw."""
+    for number, stage in enumerate(stages):
+        draw = rng.fold(number)
+        if stage.differentiable or not points.requires_grad:
+            points = stage.preprocess(points, draw)
+            continue
+        with torch.no_grad():
+            processed = stage.preprocess(points.detach(), draw)
+        stand_in = stage.surrogate(points, rng.fold(number))
+        points = stand_in + (processed - stand_in).detach()
+    return points
+
+
+@contextmanager
+def held(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with frozen parameters, and put both back as they were."""
+    training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for module in training:
+        module.training = False
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""What ships with guard, through the same door as anybody else's plugin."""

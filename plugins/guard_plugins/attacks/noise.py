@@ -1,0 +1,39 @@
+"""Random noise: the sanity baseline that every attack must beat."""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from guard import Attack, Goal, Rng, ThreatModel, Victim, hookimpl
+
+
+class Noise(Attack):
+    """Uniform draws from the ball: an image keeps the first that reaches its goal, else the last."""
+
+    name = "noise"
+    access = "logits"
+
+    draws: PositiveInt = 100
+    """How many draws each image gets."""
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        """See `Attack.perturb`."""
+        result = threat.random_start(images, rng)
+        if not victim.drop:
+            return result
+        left = torch.arange(len(images), device=images.device)
+        for draw in range(self.draws):
+            if draw:
+                result[left] = threat.random_start(images[left], rng[left])
+            left = left[~goal[left].reached(victim[left].logits(result[left]))]
+            if not len(left):
+                break
+        return result
+
+
+@hookimpl
+def guard_attacks() -> Iterable[type[Attack]]:
+    """The attacks of this plugin."""
+    return [Noise]

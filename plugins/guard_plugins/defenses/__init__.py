@@ -1,0 +1,1 @@
+"""The defenses that ship."""
