@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from guard.threat import ThreatModel as ThreatModel
     from guard.victim import Access as Access
     from guard.victim import Victim as Victim
+    from guard.victim import held as held
 else:
     # module of each public name; under `not TYPE_CHECKING`, or a misspelt guard.Atack would type-check as Any
     _HOME = {
@@ -77,6 +78,7 @@ else:
         "Victim": "victim",
         "craft": "api",
         "evaluate": "api",
+        "held": "victim",
         "hookimpl": "hookspecs",
         "load_run": "api",
         "model": "api",
@@ -127,6 +129,7 @@ __all__ = [
     "__version__",
     "craft",
     "evaluate",
+    "held",
     "hookimpl",
     "load_run",
     "model",
