@@ -1,0 +1,216 @@
+"""The public functions: evaluate, craft, model, load_run."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from guard.attack import Attack
+from guard.classifier import ImageModel, model
+from guard.config import EvaluationConfig
+from guard.errors import InputError
+from guard.evaluation.crafting import craft as craft_batch
+from guard.evaluation.folder import claim
+from guard.evaluation.result import Report
+from guard.evaluation.run import run
+from guard.goal import Goal
+from guard.live import LiveData, LiveModel
+from guard.progress import Progress
+from guard.registry import Registry
+from guard.rng import Rng
+from guard.source import Data, DatasetSource, ModelSource
+from guard.threat import ThreatModel
+from guard.victim import Victim, held
+from guard.wording import explain
+
+Images = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any] | DatasetSource | str | dict[str, Any]
+"""A pair (images, labels), a Dataset or DataLoader of such, or what a config writes under `dataset`."""
+
+
+def evaluate(
+    model: nn.Module | ModelSource | str | dict[str, Any] | Sequence[Any],
+    dataset: Images,
+    *,
+    attacks: Sequence[Any],
+    threat: ThreatModel | dict[str, Any] | Sequence[Any],
+    defenses: Sequence[Any] = ("none",),
+    train_data: tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any] | None = None,
+    out: str | Path | None = None,
+    keep_images: bool = False,
+    no_train: bool = False,
+    plugins: Iterable[str | Path] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Report:
+    """Run attacks against defenses of a model and report robust accuracy.
+
+    Names, mappings and instances mix: `attacks=["fgsm", {"name": "pgd", "steps": 40}, Mine(steps=3)]`. Images are
+    float32 in [0, 1], shape (N, C, H, W), labels int64 (N,). `settings` are the config's other keys: knowledge, goal,
+    training, limit, seed, device, precision, batch_size. With `out` the report is written there.
+
+    Raises InputError for input that cannot be evaluated; an attack that fails is an INVALID cell of the report.
+    """
+    registry = Registry.load(plugins)
+    keys = {
+        "dataset": _dataset(dataset, train_data, model),
+        "model": [_model(item) for item in model] if isinstance(model, list | tuple) else _model(model),
+        "attacks": list(attacks),
+        "defenses": list(defenses),
+        "threat": threat,
+        "plugins": [str(file) for file in plugins],
+    }
+    try:
+        config = EvaluationConfig.model_validate(keys | settings, context={"lookup": registry.create})
+    except ValidationError as error:
+        raise InputError(explain(error, EvaluationConfig)) from error
+    if out is not None:
+        claim(Path(out), config)
+    report = run(
+        config,
+        registry,
+        out=None if out is None else Path(out),
+        keep_images=keep_images,
+        no_train=no_train,
+        progress=progress,
+    )
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def craft(
+    attack: str | dict[str, Any] | Attack | type[Attack],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    targets: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    drop: bool = True,
+    index: Tensor | None = None,
+    plugins: Iterable[str | Path] = (),
+) -> Tensor:
+    """Adversarial images for a batch, checked against the threat model, on the images' device.
+
+    `targets` int64 (N,) makes the goal targeted. `drop`: stop at an image once it is adversarial. `index` int64 (N,):
+    the images' positions in their split, which key all random draws; 0 to N - 1 where left out.
+    Raises InputError for bad input, ContractError where the attack breaks its contract.
+    """
+    registry = Registry.load(plugins)
+    chosen: Attack = registry.create("attack", attack)
+    check_images(images, labels, None)
+    network = _image_model(model)
+    where = torch.arange(len(images)) if index is None else index
+    parts = []
+    for rows in torch.arange(len(images)).split(batch_size):
+        batch, place, shape = images[rows], where[rows].to(images.device), tuple(images.shape[1:])
+        goal = Goal(labels[rows].to(images.device), None if targets is None else targets[rows].to(images.device))
+        victim = Victim(network, batch, Rng(seed, place, shape, 1), access=chosen.access, drop=drop)
+        who = f"attack '{chosen.name}' from '{registry.origin(chosen).distribution}'"
+        rng = Rng(seed, place, shape)
+        parts.append(craft_batch(chosen, network, victim, batch, goal, threat, rng=rng, who=who).adversarial)
+    return torch.cat(parts)
+
+
+def load_run(folder: str | Path) -> Report:
+    """The report that a run wrote into a folder, without its pictures. Raises InputError."""
+    path = Path(folder) / "results.json"
+    try:
+        return Report.model_validate_json(path.read_text())
+    except OSError as error:
+        raise InputError(f"'{folder}' holds no results.json. Give the folder of a finished run") from error
+    except ValidationError as error:
+        raise InputError(f"'{path}' is no report of this version of guard. Run the evaluation again") from error
+
+
+def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> None:
+    """Raise InputError unless these are float images (N, C, H, W) in [0, 1] with one label each."""
+    if images.dtype == torch.uint8:
+        raise InputError("images are uint8. Give images.float() / 255")
+    if not images.is_floating_point() or images.dim() != 4:
+        kind = str(images.dtype).removeprefix("torch.")
+        raise InputError(f"images are {kind} of shape {tuple(images.shape)}. Give float32 images of shape (N, C, H, W)")
+    if len(images) != len(labels):
+        raise InputError(f"there are {len(images)} images and {len(labels)} labels. Give one label per image")
+    if not len(images):
+        raise InputError("there are no images. Give at least one")
+    if not images.isfinite().all():
+        raise InputError("images hold NaN or infinity. Give finite images in [0, 1]")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        if low >= 0 and high <= 255 and high > 2:
+            raise InputError(f"images reach from {low:.4g} to {high:.4g}. Give images / 255")
+        raise InputError(
+            f"images reach from {low:.3g} to {high:.3g}: they look normalised. "
+            f"Give guard.model(net, mean=..., std=...) and images in [0, 1]."
+        )
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise InputError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}. Give int64 labels of shape (N,)")
+    if num_classes is not None and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+        raise InputError(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {num_classes - 1}. "
+            f"Give labels that count from 0"
+        )
+
+
+def _model(item: Any) -> Any:
+    return LiveModel.of(_image_model(item), _name(item)) if isinstance(item, nn.Module) or callable(item) else item
+
+
+def _name(item: Any) -> str:
+    inner = item.net if isinstance(item, ImageModel) else item
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _image_model(item: Any) -> ImageModel:
+    return item if isinstance(item, ImageModel) else model(item)
+
+
+def _dataset(dataset: Any, train_data: Any, model: Any) -> Any:
+    """A data set source; what is live is checked and wrapped."""
+    if isinstance(dataset, str | dict | DatasetSource):
+        return dataset
+    images, labels = _pair(dataset)
+    first = model[0] if isinstance(model, list | tuple) else model
+    classes = _num_classes(first, images)
+    check_images(images, labels, classes)
+    train = None
+    if train_data is not None:
+        pair = _pair(train_data)
+        check_images(*pair, classes)
+        train = Data.of(*pair)
+    classes = int(labels.max()) + 1 if classes is None else classes
+    return LiveData.of(Data.of(images.float(), labels), train, classes)
+
+
+def _num_classes(item: Any, images: Tensor) -> int | None:
+    """How many logits a live model returns; None for a source, which is built for the data."""
+    if not (isinstance(item, nn.Module) or callable(item)):
+        return None
+    network = _image_model(item)
+    at = next(iter([*network.parameters(), *network.buffers()]), images)
+    with held(network), torch.no_grad():
+        return int(network(images[:1].to(at.device, at.dtype)).shape[1])
+
+
+def _pair(dataset: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels as tensors. Raises InputError for a DataLoader that shuffles."""
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor):
+        return dataset[0], torch.as_tensor(dataset[1])
+    if isinstance(dataset, DataLoader):
+        if isinstance(dataset.sampler, RandomSampler):
+            raise InputError("the DataLoader shuffles, and an image is known by its place. Give shuffle=False")
+        batches = [(torch.as_tensor(images), torch.as_tensor(labels)) for images, labels in dataset]
+        return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        pairs = [dataset[place] for place in range(len(dataset))]
+        if not pairs or not isinstance(pairs[0][0], Tensor):
+            raise InputError("the data set's items are no tensors. Give it transform=torchvision.transforms.ToTensor()")
+        return torch.stack([image for image, _ in pairs]), torch.as_tensor([int(label) for _, label in pairs])
+    raise InputError(f"{type(dataset).__name__} is no data set. Give (images, labels), a Dataset or a DataLoader")

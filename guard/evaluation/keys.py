@@ -1,0 +1,193 @@
+"""Keys: a hash of everything that decides a result, so that nothing is computed twice and nothing stale is reused."""
+
+import hashlib
+import platform
+import sys
+import sysconfig
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from guard.component import Component
+
+_FRAMEWORK = ("", "evaluation")  # packages of guard whose source decides an outcome
+_FACE = {"__init__", "__main__", "api", "config", "configfile", "progress", "registry", "wording"}  # and what does not
+
+
+class Unkeyable(Exception):
+    """Something without a content to hash; its result is computed and not kept."""
+
+
+def key(*parts: object) -> str:
+    """A short hash of the content of `parts`. Raises Unkeyable.
+
+    Tensors count by content, code by its bytecode and by what it refers to, objects by class and state. Classes and
+    functions of installed distributions count by name and version.
+    """
+    return _Walk().digest(parts).hex()[:24]
+
+
+def component_key(component: Component) -> str:
+    """A key of a component: its parameters, the files it reads and the source of the modules that define it."""
+    parts: list[object] = [component.model_dump_json(), component.fingerprint()]
+    for base in type(component).__mro__:
+        if base.__module__.split(".")[0] not in ("guard", "pydantic", "builtins", "abc"):
+            parts += [base.__qualname__, _module_source(base.__module__)]
+    parts += [component_key(item) for item in _inner(component)]
+    return key(*parts)
+
+
+def environment_key(device: torch.device, precision: str) -> str:
+    """A key of what else decides an outcome: guard's own source, torch, Python, the kind of device, the precision."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return key(framework_source(*_FRAMEWORK), torch.__version__, sys.version_info[:2], device.type, kind, precision)
+
+
+@cache
+def framework_source(*packages: str) -> str:
+    """A hash of the source of guard's nouns and of the named packages of guard."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.blake2b(digest_size=16)
+    for package in packages:
+        for file in sorted((root / package).glob("*.py")):
+            if file.stem not in _FACE:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _inner(component: Component) -> list[Component]:
+    found: list[Component] = []
+    for name in type(component).model_fields:
+        value = getattr(component, name)
+        found += [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Component)]
+    return found
+
+
+@cache
+def _module_source(name: str) -> str:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest() if file else name
+
+
+@cache
+def _installed(name: str) -> str | None:
+    """For a module of the standard library or an installed distribution its name and version, else None."""
+    top = sys.modules.get(name.split(".")[0])
+    file = getattr(top, "__file__", None)
+    if top is None or name == "__main__":
+        return None
+    if file is None:
+        return name if name in sys.builtin_module_names or hasattr(top, "__path__") else None
+    homes = {sysconfig.get_path(path) for path in ("stdlib", "platstdlib", "purelib", "platlib")}
+    inside = any(Path(file).is_relative_to(home) for home in homes)
+    return f"{name} {getattr(top, '__version__', '')}" if inside else None
+
+
+class _Walk:
+    """Digests objects recursively. A digest does not depend on which parts are shared, only on what they hold."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, bytes] = {}
+        self._open: dict[int, int] = {}  # id -> depth, of what is being digested: a cycle
+        self._alive: list[object] = []  # so that no id is used twice
+
+    def digest(self, item: Any) -> bytes:
+        if item is None or isinstance(item, bool | int | float | complex | str | bytes | type(...)):
+            return _hash(type(item).__name__.encode(), repr(item).encode())
+        if id(item) in self._done:
+            return self._done[id(item)]
+        if id(item) in self._open:
+            return _hash(b"cycle", str(len(self._open) - self._open[id(item)]).encode())
+        self._alive.append(item)
+        self._open[id(item)] = len(self._open)
+        try:
+            result = self._content(item)
+        finally:
+            del self._open[id(item)]
+        self._done[id(item)] = result
+        return result
+
+    def _content(self, item: Any) -> bytes:
+        if isinstance(item, torch.Tensor):
+            if item.layout != torch.strided:
+                raise Unkeyable("a sparse tensor")
+            values = item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            return _hash(b"tensor", f"{item.dtype} {tuple(item.shape)}".encode(), values.tobytes())
+        if isinstance(item, np.ndarray) and item.dtype != object:
+            return _hash(b"array", f"{item.dtype} {item.shape}".encode(), item.tobytes())
+        if isinstance(item, list | tuple) and type(item) in (list, tuple):
+            return _hash(type(item).__name__.encode(), *map(self.digest, item))
+        if isinstance(item, dict) and type(item) is dict:
+            return _hash(b"dict", *(self.digest(part) for pair in item.items() for part in pair))
+        if isinstance(item, set | frozenset):
+            return _hash(b"set", *sorted(map(self.digest, item)))
+        if isinstance(item, types.ModuleType):
+            return _hash(b"module", (_installed(item.__name__) or _module_source(item.__name__)).encode())
+        if isinstance(item, type):
+            return self._class(item)
+        if isinstance(item, types.FunctionType):
+            return self._function(item)
+        if isinstance(item, types.CodeType):
+            return _hash(b"code", item.co_code, *map(self.digest, item.co_consts), repr(item.co_names).encode())
+        if isinstance(item, types.MethodType):
+            return _hash(b"method", self.digest(item.__func__), self.digest(item.__self__))
+        return self._object(item)
+
+    def _class(self, item: type) -> bytes:
+        installed = _installed(item.__module__)
+        name = f"{item.__module__}.{item.__qualname__}".encode()
+        if installed:
+            return _hash(b"class", name, installed.encode())
+        members = {
+            name: value
+            for name, value in vars(item).items()
+            if isinstance(value, types.FunctionType | property | classmethod | staticmethod | int | float | str)
+        }
+        return _hash(b"class", item.__qualname__.encode(), self.digest(members), *map(self.digest, item.__bases__))
+
+    def _function(self, item: types.FunctionType) -> bytes:
+        installed = _installed(item.__module__ or "")
+        if installed and not item.__closure__:
+            return _hash(b"function", item.__qualname__.encode(), installed.encode())
+        used = {name: item.__globals__[name] for name in sorted(_names(item.__code__)) if name in item.__globals__}
+        closure = [cell.cell_contents for cell in item.__closure__ or ()]
+        parts = (item.__code__, closure, item.__defaults__, item.__kwdefaults__, used)
+        return _hash(b"function", item.__qualname__.encode(), *map(self.digest, parts))
+
+    def _object(self, item: Any) -> bytes:
+        if isinstance(item, property):
+            return _hash(b"property", self.digest([item.fget, item.fset]))
+        if isinstance(item, classmethod | staticmethod):
+            return _hash(b"wrapped", self.digest(item.__func__))
+        try:
+            reduced = item.__reduce_ex__(4)
+        except Exception as error:
+            raise Unkeyable(f"a {type(item).__name__}: {error}") from error
+        if isinstance(reduced, str):
+            return _hash(b"global", reduced.encode())
+        first, arguments, *rest = reduced
+        state = [list(part) if hasattr(part, "__next__") else part for part in rest]
+        return _hash(
+            b"object", self.digest(type(item)), self.digest(first), self.digest(list(arguments)), self.digest(state)
+        )
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The global names that code and the code inside it refer to."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names(constant)
+    return found
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.digest()

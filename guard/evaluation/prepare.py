@@ -1,0 +1,246 @@
+"""Preparing: from a model source and a stack to the network that is attacked, trained where it must be."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from guard.classifier import ImageModel, assemble, check_logits
+from guard.config import EvaluationConfig, Training
+from guard.defense import Stack
+from guard.errors import InputError
+from guard.evaluation.keys import Unkeyable, component_key, framework_source, key
+from guard.evaluation.store import Store
+from guard.progress import Progress
+from guard.rng import Rng
+from guard.source import Data, DatasetSource, ModelSource
+from guard.training.loop import estimate, train
+from guard.victim import Stage, bridged, held
+from guard.weights import load_weights, save_weights
+
+_CALIBRATION = 512  # clean training images that a modification is calibrated on
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model behind the stages that act on its images."""
+
+    model: nn.Module
+    stages: tuple[Stage, ...]
+    access: str
+    key: str | None
+    """Of its content; None where it cannot be hashed, and then nothing about it is kept."""
+
+    def logits(self, images: Tensor, rng: Rng) -> Tensor:
+        """What it answers: a fresh forward in eval mode without gradients, in full precision."""
+        with held(self.model), torch.no_grad(), full_precision():
+            logits: Tensor = self.model(bridged(self.stages, images, rng))
+        return logits
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defended network, and what an attacker can make of it."""
+
+    network: Network
+    relaxed: Network | None
+    """With the backward that the defense's `relax` gives; None where it gives none."""
+    oblivious: Network | None
+    """The same weights without what the stack adds after training; None where that is nothing."""
+
+
+class Workshop:
+    """Builds, trains and defends the networks of an evaluation, each once."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        store: Store,
+        device: torch.device,
+        progress: Progress,
+        no_train: bool,
+    ) -> None:
+        self._config, self._store, self._device, self._progress = config, store, device, progress
+        self._no_train = no_train
+        self._dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self._train_data: Data | None = None
+        self._trained: dict[str, nn.Module] = {}
+
+    def defended(self, source: ModelSource, stack: Stack, label: str) -> Defended:
+        """The network of a source under a stack. Raises InputError where it must be trained and may not or cannot."""
+        left, right = stack.split()
+        base = self._base(source, left, label)
+        model = base
+        if right.members:
+            with held(base):
+                model = right.modify(copy.deepcopy(base), self._calibration(right).to(self._dtype))
+            model = model.to(self._device, self._dtype)
+        network = self._network(model, stack.stages)
+        relaxed = None
+        if any(member.overrides("relax") for member in stack.members):
+            relaxed = self._network(stack.relax(copy.deepcopy(model)), stack.stages)
+        changed = bool(stack.stages) or any(member.overrides("modify") for member in right.members)
+        return Defended(network, relaxed, self._network(base, ()) if changed else None)
+
+    def _network(self, model: nn.Module, stages: Sequence[Stage]) -> Network:
+        try:
+            content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
+        except Unkeyable:
+            content = None
+        return Network(model, tuple(stages), getattr(model, "access", "gradients"), content)
+
+    def _base(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
+        """The network as it stands after the stack's last training member."""
+        training = self._config.training
+        given = source.trained or source.weights not in (None, "none")
+        if given and not left.members:
+            return self._placed(self._built(source, fresh=False))
+        fine_tune = given and training.start == "weights"
+        if source.name == "live-model" and not fine_tune:
+            raise InputError(
+                "a live model cannot be trained from scratch. Set training from: weights, or give a source"
+            )
+        recipe = self._recipe(source, left, training)
+        if recipe in self._trained:
+            return self._trained[recipe]
+        model = self._built(source, fresh=not fine_tune)
+        model = left.modify(copy.deepcopy(model), self._calibration(left)).to(self._device)
+        path = self._store.weights(recipe)
+        if path.exists():
+            load_weights(model, path)
+        else:
+            self._train(model, left, label)
+            save_weights(model, path)
+        self._trained[recipe] = self._placed(model)
+        return self._trained[recipe]
+
+    def _built(self, source: ModelSource, fresh: bool) -> ImageModel:
+        """The source's network, on the device; where fresh, with the initial weights that the seed gives."""
+        data = self._config.dataset
+        if fresh and source.weights is not None:
+            source = source.model_copy(update={"weights": "none"})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.seed[0])
+            model = assemble(source, data.num_classes, data.image_shape)
+        with held(model), torch.no_grad():
+            at = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
+            probe = torch.full((2, *data.image_shape), 0.5, device=at.device, dtype=at.dtype)
+            check_logits(model(probe), data.num_classes, label_of(source))
+        return model
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        """On the device and in the precision; a copy where it has to move, for a live model is left as it is."""
+        tensors = [*model.parameters(), *model.buffers()]
+        at_home = all(
+            tensor.device == self._device and (tensor.dtype == self._dtype or not tensor.is_floating_point())
+            for tensor in tensors
+        )
+        return model if at_home else copy.deepcopy(model).to(self._device, self._dtype)
+
+    def _train(self, model: nn.Module, left: Stack, label: str) -> None:
+        if self._no_train:
+            raise InputError(
+                f"{label} must be trained, and --no-train forbids it. Give weights, or leave --no-train out"
+            )
+        data, threat, training = self._training_data(label), self._config.threat[0], self._config.training
+        if left.stages:
+            model = Behind(left.stages, model)
+        seconds = estimate(model, left, data, threat, training, self._device)
+        self._progress.say(f"training {label} on {len(data)} images, {training.epochs} epochs: about {seconds:.0f} s")
+        train(
+            model,
+            left,
+            data,
+            threat,
+            training,
+            seed=self._config.seed[0],
+            device=self._device,
+            progress=self._progress,
+            what=f"training {label}",
+        )
+
+    def _training_data(self, label: str) -> Data:
+        if self._train_data is None:
+            try:
+                self._train_data = self._config.dataset.load("train")
+            except KeyError as error:
+                raise InputError(f"{label} needs training images. Give train_data=(images, labels)") from error
+        return self._train_data
+
+    def _calibration(self, part: Stack) -> Tensor:
+        """Clean training images for those that modify a network; none are loaded where nobody does."""
+        modifying = [member.name for member in part.members if member.overrides("modify")]
+        if not modifying:
+            return torch.empty(0, *self._config.dataset.image_shape, device=self._device)
+        data = self._training_data(f"defense '{modifying[0]}'")
+        return data[:_CALIBRATION].floats().to(self._device)
+
+    def _recipe(self, source: ModelSource, left: Stack, training: Training) -> str:
+        """A key of all that decides the trained weights."""
+        data = self._training_data(f"model '{label_of(source)}'")
+        threat = self._config.threat[0] if left.members else None
+        parts = [component_key(member) for member in left.members]
+        return key(
+            component_key(source),
+            key(self._built(source, fresh=False)) if source.name == "live-model" else None,
+            parts,
+            training.model_dump_json(),
+            threat and threat.model_dump_json(),
+            data_key(data),
+            self._config.seed[0],
+            framework_source("", "training"),
+            torch.__version__,
+            self._device.type,
+        )
+
+
+class Behind(nn.Module):
+    """A network with a stack's stages in front of it while it is trained."""
+
+    def __init__(self, stages: Sequence[Stage], model: nn.Module) -> None:
+        super().__init__()
+        self.model, self._stages, self._calls = model, tuple(stages), 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images after all stages."""
+        self._calls += 1
+        rng = Rng(self._calls, torch.arange(len(images), device=images.device), tuple(images.shape[1:]))
+        logits: Tensor = self.model(bridged(self._stages, images, rng))
+        return logits
+
+
+def label_of(source: ModelSource) -> str:
+    """What a report calls a model."""
+    label = getattr(source, "label", None)
+    if isinstance(label, str):
+        return label
+    variant = getattr(source, "variant", None)
+    return f"{source.name}:{variant}" if variant else source.name
+
+
+def data_key(data: Data) -> str:
+    """A key of images, labels and their places in the split."""
+    return key(data.images, data.labels, data.index)
+
+
+def load_images(source: DatasetSource, limit: int | None) -> Data:
+    """The images to evaluate, checked. Raises InputError."""
+    data = source.load(source.split)[: limit or None]
+    if not len(data):
+        raise InputError(f"data set '{source.name}' has no images in its split '{source.split}'")
+    return data
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 are exact float32: TF32 is off."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -1,0 +1,65 @@
+"""Store: finished shards and trained weights in the user's cache folder, by content key."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from guard.errors import InputError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Store:
+    """A folder of results. Each file is written under another name and then renamed, so none is ever half written."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """`root`: GUARD_CACHE, or the user's cache folder, where left out."""
+        self.root = root or Path(os.environ.get("GUARD_CACHE") or platformdirs.user_cache_dir("guard"))
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"the cache folder '{self.root}' cannot be written: {error.strerror}. Set GUARD_CACHE to another folder"
+            ) from error
+
+    def read(self, key: str, shard: str) -> Arrays | None:
+        """The arrays of a shard, or None where it is missing or damaged."""
+        path = self._shard(key, shard)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            return None
+        except Exception:  # truncated by a full disk, say: as good as missing
+            path.unlink(missing_ok=True)
+            return None
+
+    def write(self, key: str, shard: str, arrays: Arrays) -> None:
+        """Keep the arrays of a shard."""
+        path = self._shard(key, shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(path, arrays)
+
+    def weights(self, key: str) -> Path:
+        """Where the weights of a trained network are, or will be."""
+        path = self.root / "weights" / f"{key}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _shard(self, key: str, shard: str) -> Path:
+        return self.root / "shards" / key[:2] / key / f"{shard}.npz"
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file in one piece."""
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(partial, path)

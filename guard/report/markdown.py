@@ -1,0 +1,63 @@
+"""report.md: the tables of a report, its configuration and what it was computed with."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import yaml
+
+from guard.evaluation.result import Report
+from guard.report.findings import findings
+from guard.report.tables import Table, tables
+from guard.report.text import percent, score, work, worst
+
+_SPECIAL = re.compile(r"([\\`*\[\]<>|&~$])|(?<!\w)(_)|(_)(?!\w)")  # an underscore inside a word stays a letter
+
+
+def document(report: Report) -> str:
+    """The whole of report.md."""
+    parts = ["# Robustness report", *(f"- {plain(finding)}" for finding in findings(report))]
+    parts.append("Robust accuracy is the share of all images that are still predicted as their true label, in percent: ")
+    parts[-1] += "an upper bound under the attacks run. The worst case takes each image's worst attack, with its 95 % interval."
+    setting = None
+    for table in tables(report):
+        if table.setting != setting:
+            setting = table.setting
+            parts.append(f"## {plain(str(setting))}, {table.images:,} images")
+        parts += [f"### {plain(table.attacker)} attacker", _scores(table)]
+        parts += ["\n".join(f"- {plain(note)}" for note in table.notes)] * bool(table.notes)
+    parts += ["## How it was computed", plain(work(report)), "### Configuration", _fenced(_yaml(report.config))]
+    parts += ["### Versions", _grid(["what", "version"], report.versions.items())]
+    parts += ["### Plugins", _grid(["component", "from"], report.plugins.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line."""
+    return _SPECIAL.sub(lambda match: f"\\{match[0]}", " ".join(text.split()))
+
+
+def _scores(table: Table) -> str:
+    rows = [
+        [line.defense, percent(line.clean)]
+        + [score(line.cells[label]) if label in line.cells else "" for label in table.attacks]
+        + [worst(line.worst)]
+        for line in table.lines
+    ]
+    return _grid(["defense", "clean", *table.attacks, "worst case"], rows, right=True)
+
+
+def _grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> str:
+    """A table; `right` aligns all but the first column to the right."""
+    rule = ["---"] + ["---:" if right else "---"] * (len(header) - 1)
+    body = [[plain(text) for text in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [[plain(text) for text in header], rule, *body])
+
+
+def _yaml(config: object) -> str:
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def _fenced(text: str) -> str:
+    """A fence longer than any inside the text."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text + "`")))
+    return f"{fence}yaml\n{text}{fence}"

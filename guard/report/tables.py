@@ -1,0 +1,133 @@
+"""The tables that every face of a report shows: one for each game, defenses by attacks."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from guard.evaluation.result import Cell, Report, Row, WorstCase
+from guard.report.text import joined
+from guard.threat import amount
+
+SCORED = ("VALID", "SUSPECT")
+"""Statuses of cells whose robust accuracy counts."""
+
+
+class Setting(NamedTuple):
+    """What is attacked and under which rules; figures of two settings are never mixed."""
+
+    dataset: str
+    model: str
+    norm: str
+    epsilon: float
+    goal: str
+    seed: int
+
+    @classmethod
+    def of(cls, row: Row) -> "Setting":
+        """The setting of a cell or a worst case."""
+        return cls(row.dataset, row.model, row.norm, row.epsilon, row.goal, row.seed)
+
+    @property
+    def threat(self) -> str:
+        """The threat model as papers write it: linf 8/255."""
+        return f"{self.norm} {amount(self.epsilon)}"
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.dataset}, {self.threat}, {self.goal}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A defense: its row of a table."""
+
+    defense: str
+    cells: dict[str, Cell]
+    """By the attack's label."""
+    worst: WorstCase | None
+
+    @property
+    def clean(self) -> float | None:
+        """Clean accuracy, where any attack could be scored."""
+        rows: list[Row] = [*self.cells.values(), *([self.worst] if self.worst else [])]
+        return next((row.clean_accuracy for row in rows if row.clean_accuracy is not None), None)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Defenses by attacks, for one setting and one knowledge."""
+
+    setting: Setting
+    knowledge: str
+    source: str | None
+    attacks: tuple[str, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    """Why figures are missing or marked, and what the worst case spans."""
+
+    @property
+    def attacker(self) -> str:
+        """The knowledge, with the source model where there is one."""
+        return f"{self.knowledge} from {self.source}" if self.source else self.knowledge
+
+    @property
+    def images(self) -> int:
+        """How many images were evaluated."""
+        return max(cell.images for line in self.lines for cell in line.cells.values())
+
+
+def tables(report: Report) -> list[Table]:
+    """One table for each setting and knowledge, those of a setting side by side, in the order of the cells."""
+    groups: dict[tuple[Setting, str, str | None], list[Cell]] = {}
+    for cell in report.cells:
+        groups.setdefault((Setting.of(cell), cell.knowledge, cell.source), []).append(cell)
+    settings = unique(setting for setting, _, _ in groups)
+    ordered = sorted(groups, key=lambda place: settings.index(place[0]))
+    return [_table(report, *place, groups[place]) for place in ordered]
+
+
+def unique(items: Iterable) -> list:  # type: ignore[type-arg]
+    """Each once, in the order of their first appearance."""
+    return list(dict.fromkeys(items))
+
+
+def _table(report: Report, setting: Setting, knowledge: str, source: str | None, cells: Sequence[Cell]) -> Table:
+    rows = [row for row in report.worst_case if _place(row) == (*setting[:4], knowledge)]
+    lines = []
+    for defense in unique(cell.defense for cell in cells):
+        mine = [row for row in rows if row.defense == defense]
+        exact = [row for row in mine if Setting.of(row) == setting]
+        worst = next(iter(exact or mine), None)  # one row may span goals and seeds
+        lines.append(Line(defense, {cell.label: cell for cell in cells if cell.defense == defense}, worst))
+    attacks = tuple(unique(cell.label for cell in cells))
+    notes = (*_reasons(lines), *_span(report, setting, knowledge, rows))
+    return Table(setting, knowledge, source, attacks, tuple(lines), notes)
+
+
+def _place(row: Row) -> tuple[str, str, str, float, str]:
+    return (row.dataset, row.model, row.norm, row.epsilon, row.knowledge)
+
+
+def _reasons(lines: Sequence[Line]) -> list[str]:
+    """Each reason once, with the cells it holds for."""
+    held: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        rows: list[tuple[str, Row]] = list(line.cells.items())
+        if line.worst:
+            rows.append(("worst case", line.worst))
+        for label, row in rows:
+            if row.status != "VALID":
+                held.setdefault((row.status, row.reason), []).append(f"{label} on {line.defense}")
+    return [f"{status.replace('_', ' ')}: {joined(where)}: {reason}" for (status, reason), where in held.items()]
+
+
+def _span(report: Report, setting: Setting, knowledge: str, rows: Sequence[WorstCase]) -> list[str]:
+    """What the worst case covers beyond the attacks of its table."""
+    here = [cell for cell in report.cells if _place(cell)[:4] == setting[:4]]
+    covered = []
+    if {Setting.of(cell) for cell in here} > {Setting.of(row) for row in rows}:
+        goals, seeds = unique(cell.goal for cell in here), unique(str(cell.seed) for cell in here)
+        covered += [f"the goals {joined(goals)}"] * (len(goals) > 1) + [f"the seeds {joined(seeds)}"] * (len(seeds) > 1)
+    others = unique(cell.knowledge for cell in here if cell.knowledge != knowledge and cell.status in SCORED)
+    if knowledge == "adaptive" and others:
+        covered.append(f"the {joined(others)} points, which an adaptive attacker could have taken")
+    return [f"The worst case spans {joined(covered)}."] if rows and covered else []
