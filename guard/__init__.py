@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from guard.api import craft as craft
     from guard.api import evaluate as evaluate
     from guard.api import load_run as load_run
-    from guard.api import model as model
     from guard.attack import Attack as Attack
     from guard.attack import IterativeAttack as IterativeAttack
     from guard.attack import Memory as Memory
     from guard.attack import MinimalAttack as MinimalAttack
     from guard.attack import Now as Now
     from guard.classifier import ImageModel as ImageModel
+    from guard.classifier import model as model
     from guard.component import Component as Component
     from guard.defense import Defense as Defense
     from guard.defense import Stack as Stack
@@ -81,7 +81,7 @@ else:
         "held": "victim",
         "hookimpl": "hookspecs",
         "load_run": "api",
-        "model": "api",
+        "model": "classifier",
     }
 
     def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from guard.config import EvaluationConfig
 from guard.errors import InputError
 from guard.evaluation.crafting import craft as craft_batch
 from guard.evaluation.folder import claim
+from guard.evaluation.images import check_images
 from guard.evaluation.result import Report
 from guard.evaluation.run import run
 from guard.goal import Goal
@@ -25,7 +26,6 @@ from guard.rng import Rng
 from guard.source import Data, DatasetSource, ModelSource
 from guard.threat import ThreatModel
 from guard.victim import Victim, held
-from guard.wording import explain
 
 Images = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any] | DatasetSource | str | dict[str, Any]
 """A pair (images, labels), a Dataset or DataLoader of such, or what a config writes under `dataset`."""
@@ -63,10 +63,7 @@ def evaluate(
         "threat": threat,
         "plugins": [str(file) for file in plugins],
     }
-    try:
-        config = EvaluationConfig.model_validate(keys | settings, context={"lookup": registry.create})
-    except ValidationError as error:
-        raise InputError(explain(error, EvaluationConfig)) from error
+    config = EvaluationConfig.of(keys | settings, registry.create)
     if out is not None:
         claim(Path(out), config)
     report = run(
@@ -127,36 +124,6 @@ def load_run(folder: str | Path) -> Report:
         raise InputError(f"'{folder}' holds no results.json. Give the folder of a finished run") from error
     except ValidationError as error:
         raise InputError(f"'{path}' is no report of this version of guard. Run the evaluation again") from error
-
-
-def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> None:
-    """Raise InputError unless these are float images (N, C, H, W) in [0, 1] with one label each."""
-    if images.dtype == torch.uint8:
-        raise InputError("images are uint8. Give images.float() / 255")
-    if not images.is_floating_point() or images.dim() != 4:
-        kind = str(images.dtype).removeprefix("torch.")
-        raise InputError(f"images are {kind} of shape {tuple(images.shape)}. Give float32 images of shape (N, C, H, W)")
-    if len(images) != len(labels):
-        raise InputError(f"there are {len(images)} images and {len(labels)} labels. Give one label per image")
-    if not len(images):
-        raise InputError("there are no images. Give at least one")
-    if not images.isfinite().all():
-        raise InputError("images hold NaN or infinity. Give finite images in [0, 1]")
-    low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
-        if low >= 0 and high <= 255 and high > 2:
-            raise InputError(f"images reach from {low:.4g} to {high:.4g}. Give images / 255")
-        raise InputError(
-            f"images reach from {low:.3g} to {high:.3g}: they look normalised. "
-            f"Give guard.model(net, mean=..., std=...) and images in [0, 1]."
-        )
-    if labels.dim() != 1 or labels.is_floating_point():
-        raise InputError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}. Give int64 labels of shape (N,)")
-    if num_classes is not None and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
-        raise InputError(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}; the model has classes 0 to {num_classes - 1}. "
-            f"Give labels that count from 0"
-        )
 
 
 def _model(item: Any) -> Any:

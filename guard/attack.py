@@ -56,7 +56,7 @@ class IterativeAttack(Attack):
 
     The loop projects, drops images that have reached their goal (where the victim allows it) and restarts those that
     have not. An image's result is the first evaluated point that reached the goal, else its last point. Where nothing
-    is dropped it is the last point, of the restart whose last point has the largest loss.
+    is dropped it is the last point, of the restart whose last point is furthest beyond the goal (or closest to it).
     """
 
     steps: PositiveInt = 10
@@ -82,6 +82,7 @@ class IterativeAttack(Attack):
         """The next point; it need not lie in the ball. May write to `memory`."""
 
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        """See `Attack.perturb`; the loop around the methods above."""
         result = images.clone()
         best = torch.full((len(images),), -float("inf"), dtype=images.dtype, device=images.device)
         left = torch.arange(len(images), device=images.device)
@@ -91,6 +92,8 @@ class IterativeAttack(Attack):
             if self.restarts == 1 or (victim.drop and last):
                 result[rows] = point
                 break
+            if not len(rows):
+                break
             logits = victim[rows].logits(point)
             if victim.drop:
                 result[rows] = point
@@ -98,9 +101,9 @@ class IterativeAttack(Attack):
                 if not len(left):
                     break
             else:
-                height = -goal[rows].margin(logits)
-                better = height > best[rows]
-                result[rows[better]], best[rows[better]] = point[better], height[better]
+                height = -goal.margin(logits).to(best)
+                better = height > best
+                result[better], best[better] = point[better], height[better]
         return result
 
     def _run(
@@ -145,5 +148,3 @@ class MinimalAttack(Attack):
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """The nearest point where it lies in the ball, elsewhere its projection."""
         return threat.project(self.nearest(victim, images, goal, threat.norm, rng), images)
-
-

@@ -1,8 +1,8 @@
 """Component: one class that is its parameters."""
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -10,6 +10,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -21,7 +22,28 @@ Lookup = Callable[[str, object], "Component"]
 """Turns (kind, name or mapping) into a component; the registry's, handed over in the validation context."""
 
 
-class Component(BaseModel):
+class Parameters(BaseModel):
+    """Validated, frozen fields and no others. True and False are no numbers (pydantic takes them for 1 and 0)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            wanted = list(_mentioned(cls.model_fields[str(info.field_name)].annotation))
+            if (int in wanted or float in wanted) and bool not in wanted:
+                raise ValueError(f"{value} is no number; write a number")
+        return value
+
+
+def _mentioned(annotation: object) -> Iterator[object]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _mentioned(part)
+
+
+class Component(Parameters):
     """An attack, defense, model source or dataset source: a frozen set of validated parameters with a name.
 
     A parameter is an annotated attribute with a default; the string below it is its documentation:
@@ -29,8 +51,6 @@ class Component(BaseModel):
         steps: PositiveInt = 10
         \"\"\"Number of gradient steps.\"\"\"
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     kind: ClassVar[str] = "component"
     name: ClassVar[str] = ""
@@ -60,9 +80,9 @@ class Component(BaseModel):
 
     @model_serializer(mode="plain")
     def _serialise(self) -> dict[str, Any]:
-        return {"name": self.name} | {field: getattr(self, field) for field in type(self).model_fields}
+        return {"name": type(self).name} | {field: getattr(self, field) for field in type(self).model_fields}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """A base class stands for whatever is installed: a placeholder that the registry fills in."""
-        return handler(schema) if cls.name else {"$ref": f"#/$defs/{cls.kind}"}
+        return handler(schema) if cls.name else {"component": cls.kind}

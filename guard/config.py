@@ -1,35 +1,43 @@
 """EvaluationConfig: everything that decides an evaluation, validated."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     ValidationInfo,
-    field_validator,
     model_serializer,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
 from guard.attack import Attack
-from guard.defense import Defense, Stack, stack
+from guard.component import Lookup, Parameters
+from guard.defense import Stack, stack
 from guard.errors import InputError
 from guard.source import DatasetSource, ModelSource
 from guard.threat import ThreatModel
+from guard.wording import explain
+
+T = TypeVar("T")
 
 
-class Part(BaseModel):
+class Part(Parameters):
     """Base of a config's sections."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
-    )
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
 
 class Training(Part):
@@ -43,7 +51,7 @@ class Training(Part):
     """sgd has momentum 0.9 (Nesterov)."""
     lr: PositiveFloat = 0.1
     """The largest learning rate."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: NonNegativeFloat = 5e-4
     """Decay of the weights."""
     schedule: Literal["cyclic", "constant"] = "cyclic"
     """cyclic: up to `lr` over the first 40 % of the updates, then down to 0."""
@@ -54,17 +62,28 @@ class Training(Part):
 class Targets(Part):
     """A targeted goal."""
 
-    targets: Literal["least-likely", "random", "next"] | NonNegativeInt
+    targets: Literal["least-likely", "random", "next"] | NonNegativeInt = Field(examples=["least-likely"])
     """The class to reach: the least likely one, a random other, the label's successor, or a class number."""
 
     def __str__(self) -> str:
         return f"targeted: {self.targets}"
 
 
+def _resolve(kind: str, value: Any, info: ValidationInfo) -> Any:
+    """A component from whatever names or describes one, through the registry where one is at hand."""
+    if info.context is None:
+        return value
+    lookup: Lookup = info.context["lookup"]
+    return lookup(kind, value)
+
+
+Model = Annotated[ModelSource, BeforeValidator(partial(_resolve, "model"))]
+
+
 class Transfer(Part):
     """Knowledge of another model only: the attack is crafted on it."""
 
-    transfer: ModelSource
+    transfer: Model = Field(examples=["small-cnn"])
     """The source model."""
 
     def __str__(self) -> str:
@@ -75,44 +94,167 @@ GoalSetting = Literal["untargeted"] | Targets
 Knowledge = Literal["adaptive", "oblivious"] | Transfer
 
 
-class Entry(Part):
-    """One of the attacks to run, under a label of its own."""
+class Labelled(Part):
+    """Base of what is listed under a label of its own: `as:` where given, else a name, numbered where it repeats."""
 
-    label: str
+    label: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any, info: ValidationInfo) -> Any:
+        if isinstance(data, Labelled) or (isinstance(data, Mapping) and "label" in data):
+            return data
+        label = ""
+        if isinstance(data, Mapping) and "as" in data:
+            label, data = data["as"], {key: value for key, value in data.items() if key != "as"}
+            if not isinstance(label, str) or not label.strip() or {"/", "\\", "\n"} & set(label):
+                raise ValueError(f"as is {label!r}; it must be a short text without slashes, for files are named by it")
+        return {"label": label} | cls._content(data, info)
+
+    @classmethod
+    def _content(cls, data: Any, info: ValidationInfo) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @property
+    def default_label(self) -> str:
+        """The label where no `as:` gives one and no other entry has it."""
+        raise NotImplementedError
+
+    def _labelled(self, spec: dict[str, Any]) -> dict[str, Any]:
+        return spec if self.label == self.default_label else spec | {"as": self.label}
+
+
+class Entry(Labelled):
+    """One of the attacks to run."""
+
     attack: Attack
+
+    @classmethod
+    def _content(cls, data: Any, info: ValidationInfo) -> dict[str, Any]:
+        return {"attack": _resolve("attack", data, info)}
+
+    @property
+    def default_label(self) -> str:
+        """The attack's name."""
+        return self.attack.name or type(self.attack).__name__
 
     @model_serializer
     def _serialise(self) -> dict[str, Any]:
-        spec: dict[str, Any] = self.attack.model_dump(mode="json")
-        return spec if self.label == self.attack.name else spec | {"as": self.label}
+        return self._labelled(self.attack.model_dump(mode="json"))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"component": "attack", "labelled": True}
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
+class DefenseEntry(Labelled):
+    """One of the stacks of defenses to evaluate; an empty one is no defense."""
+
+    stack: Stack = Stack()
+
+    @classmethod
+    def _content(cls, data: Any, info: ValidationInfo) -> dict[str, Any]:
+        if not isinstance(data, list | tuple):
+            return {"stack": stack(_resolve("defense", data, info))}
+        if not data:
+            raise ValueError("a stack is empty; write none for no defense")
+        return {"stack": stack([_resolve("defense", part, info) for part in data])}
+
+    @property
+    def default_label(self) -> str:
+        """The members' names, or none."""
+        return self.stack.label
+
+    @model_serializer
+    def _serialise(self) -> dict[str, Any] | list[Any] | str:
+        members = [member.model_dump(mode="json") for member in self.stack.members]
+        if len(members) > 1:
+            return members
+        if not members and self.label == "none":
+            return "none"
+        return self._labelled(members[0] if members else {"name": "none"})
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        single, part = {"component": "defense", "labelled": True}, {"component": "defense"}
+        return {"anyOf": [single, {"type": "array", "items": part, "minItems": 1}]}
+
+
+L = TypeVar("L", bound=Labelled)
+
+
+def _numbered(entries: Sequence[L]) -> tuple[L, ...]:
+    """Every entry under a label of its own. Raises ValueError where two are given the same one."""
+    labels: list[str] = []
+    for entry in entries:
+        label, repeat = entry.label or entry.default_label, 1
+        if entry.label in labels:
+            raise ValueError(f"two entries are labelled '{label}'; give each its own as: LABEL")
+        while label in labels:
+            repeat += 1
+            label = f"{entry.default_label}#{repeat}"
+        labels.append(label)
+    return tuple(entry.model_copy(update={"label": label}) for entry, label in zip(entries, labels, strict=True))
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value} is listed twice; list it once")
+    return values
+
+
+class _OneOrMore:
+    """A list, which may be written without its brackets where it holds one thing."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._listed, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+    @staticmethod
+    def _listed(value: Any) -> Any:
+        return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+Some = Annotated[tuple[T, ...], Field(min_length=1), _OneOrMore()]
+Several = Annotated[Some[T], AfterValidator(_distinct)]
+
+
+def _threat(threat: ThreatModel) -> dict[str, Any]:
+    """JSON has no infinity."""
+    return {"norm": threat.norm, "epsilon": "inf" if threat.epsilon == float("inf") else threat.epsilon}
 
 
 class EvaluationConfig(Part):
-    """An evaluation: which attacks meet which defenses of which model, on which images, under which threat."""
+    """An evaluation: which attacks meet which defenses of which model, on which images, under which threat.
 
-    dataset: DatasetSource
+    Paths in it are relative to the working directory, but for `plugins` of a config file, which are relative to it.
+    """
+
+    dataset: Annotated[DatasetSource, BeforeValidator(partial(_resolve, "dataset"))] = Field(examples=["digits"])
     """The images: a name, or {name: ..., key: value}."""
-    model: Annotated[tuple[ModelSource, ...], BeforeValidator(_listed)]
+    model: Some[Model] = Field(examples=["small-cnn"])
     """One model or a list: a name, {name: ..., weights: ...}, or path/to/file.py:function."""
-    threat: Annotated[tuple[ThreatModel, ...], BeforeValidator(_listed)]
+    threat: Several[Annotated[ThreatModel, PlainSerializer(_threat)]] = Field(
+        examples=[{"norm": "linf", "epsilon": "8/255"}]
+    )
     """{norm: linf, epsilon: 8/255}, or a list; each is its own table."""
-    attacks: tuple[Entry, ...]
+    attacks: Annotated[Some[Entry], AfterValidator(_numbered)] = Field(examples=[["fgsm", "pgd"]])
     """Names, or {name: ..., key: value, as: label}."""
-    defenses: tuple[Stack, ...] = (Stack(),)
-    """Names or {name: ..., key: value}; an inner list is a stack, left to right."""
-    knowledge: Annotated[tuple[Knowledge, ...], BeforeValidator(_listed)] = ("adaptive",)
+    defenses: Annotated[Some[DefenseEntry], AfterValidator(_numbered)] = (DefenseEntry(label="none"),)
+    """Names or {name: ..., key: value, as: label}; an inner list is a stack, left to right."""
+    knowledge: Several[Knowledge] = ("adaptive",)
     """adaptive, oblivious, or {transfer: MODEL}; one or a list."""
-    goal: Annotated[tuple[GoalSetting, ...], BeforeValidator(_listed)] = ("untargeted",)
+    goal: Several[GoalSetting] = ("untargeted",)
     """untargeted, or {targets: least-likely | random | next | CLASS}; one or a list."""
     training: Training = Training()
     """How what has no weights, and what a defense must train, is trained."""
     limit: PositiveInt | None = None
     """Evaluate the first so many images; all where left out."""
-    seed: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_listed)] = (0,)
+    seed: Several[NonNegativeInt] = (0,)
     """One seed or a list."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
@@ -121,66 +263,15 @@ class EvaluationConfig(Part):
     batch_size: PositiveInt | None = None
     """Images per forward; found by the device where left out."""
     plugins: tuple[str, ...] = ()
-    """Plugin files to load, relative to the config."""
+    """Plugin files to load, relative to the config file."""
 
-    @field_validator("attacks", mode="before")
     @classmethod
-    def _label(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take `as:` off each attack, and number labels that repeat."""
-        entries: list[dict[str, Any]] = []
-        taken: set[str] = set()
-        for number, item in enumerate(_listed(value)):
-            if isinstance(item, Entry):
-                entries.append({"label": item.label, "attack": item.attack})
-                continue
-            label = item.get("as") if isinstance(item, Mapping) else None
-            spec = {key: part for key, part in item.items() if key != "as"} if isinstance(item, Mapping) else item
-            attack = _create("attack", spec, info, f"attacks[{number}]")
-            name = label or attack.name or type(attack).__name__
-            unique, repeat = name, 1
-            while unique in taken:
-                if label:
-                    raise ValueError(f"two attacks are labelled '{label}'; give each its own `as:`")
-                repeat += 1
-                unique = f"{name}#{repeat}"
-            taken.add(unique)
-            entries.append({"label": unique, "attack": attack})
-        if not entries:
-            raise ValueError("no attack is listed; write attacks: [fgsm, pgd]")
-        return entries
+    def of(cls, data: Mapping[str, Any], create: Callable[[str, Any], Any], where: str = "") -> Self:
+        """Validate what a config says, with components made by a registry's `create`. Raises InputError.
 
-    @field_validator("defenses", mode="before")
-    @classmethod
-    def _stacks(cls, value: Any, info: ValidationInfo) -> Any:
-        def parts(item: Any, at: str) -> list[Defense]:
-            return [_create("defense", part, info, at) for part in _listed(item)]
-
-        return [stack(parts(item, f"defenses[{number}]")) for number, item in enumerate(_listed(value))]
-
-    @field_validator("dataset", mode="before")
-    @classmethod
-    def _dataset(cls, value: Any, info: ValidationInfo) -> Any:
-        return _create("dataset", value, info, "dataset")
-
-    @field_validator("model", mode="after")
-    @classmethod
-    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not value:
-            raise ValueError("no model is listed; write model: small-cnn")
-        return value
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        names = [item.label for item in self.defenses]
-        del names
-        return self
-
-
-def _create(kind: str, spec: Any, info: ValidationInfo, key: str) -> Any:
-    """Through the registry, so that errors name the component and the place in the config."""
-    context = info.context or {}
-    file = context.get("file", "")
-    where = f"{file}, {key}" if file else key
-    if "lookup" not in context:
-        raise InputError("a config is validated with a registry")
-    return context["lookup"](kind, spec, where)
+        `where` is the file, for errors.
+        """
+        try:
+            return cls.model_validate(data, context={"lookup": create})
+        except ValidationError as error:
+            raise InputError(explain(error, cls, where, data=data)) from error

@@ -20,6 +20,8 @@ class Step:
 
     model: nn.Module
     images: Tensor
+    adversarial: Tensor
+    """What the loss is taken on; a defense that replays a batch writes its next point here before it proceeds."""
     targets: Tensor
     optimizer: torch.optim.Optimizer
     generator: Generator
@@ -91,20 +93,24 @@ class Stack(Defense):
 
     members: tuple[Defense, ...] = ()
 
-    def model_post_init(self, context: Any) -> None:
-        for moment in ("adversary", "loss"):
-            acting = [member.name for member in self.members if member.overrides(moment)]
-            if len(acting) > 1:
-                raise InputError(
-                    f"defenses '{acting[0]}' and '{acting[1]}' both bring their own {moment}; a stack takes one of them"
-                )
-
     @property
     def label(self) -> str:
+        """The members' names."""
         return " + ".join(member.name for member in self.members) or "none"
 
     @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether every member is."""
+        return all(member.differentiable for member in self.members)
+
+    @property
+    def randomized(self) -> bool:  # type: ignore[override]
+        """Whether any member is."""
+        return any(member.randomized for member in self.members)
+
+    @property
     def trains(self) -> bool:
+        """Whether any member does."""
         return any(member.trains for member in self.members)
 
     @property
@@ -118,16 +124,19 @@ class Stack(Defense):
         return Stack(members=self.members[: last + 1]), Stack(members=self.members[last + 1 :])
 
     def modify(self, model: nn.Module, calibration: Tensor) -> nn.Module:
+        """By every member, left to right."""
         for member in self.members:
             model = member.modify(model, calibration)
         return model
 
     def relax(self, model: nn.Module) -> nn.Module:
+        """By every member, left to right."""
         for member in self.members:
             model = member.relax(model)
         return model
 
     def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """By every member, left to right."""
         for member in self.members:
             images, targets = member.augment(images, targets, generator)
         return images, targets
@@ -135,21 +144,31 @@ class Stack(Defense):
     def adversary(
         self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
     ) -> Tensor:
+        """Of the one member that brings its own."""
         return self._acting("adversary").adversary(model, images, targets, threat, generator)
 
     def loss(
         self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
     ) -> Tensor:
+        """Of the one member that brings its own."""
         return self._acting("loss").loss(model, images, adversarial, targets, generator)
 
     def update(self, step: Step, proceed: Callable[[], Tensor]) -> Tensor:
+        """By every member, the left one outermost."""
         for member in reversed(self.members):
             proceed = _around(member, step, proceed)
         return proceed()
 
     def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        """By every member, left to right."""
         for number, member in enumerate(self.stages):
             images = member.preprocess(images, rng.fold(number))
+        return images
+
+    def surrogate(self, images: Tensor, rng: Rng) -> Tensor:
+        """By every member, left to right, with the draws of `preprocess`."""
+        for number, member in enumerate(self.stages):
+            images = member.surrogate(images, rng.fold(number))
         return images
 
     def _acting(self, moment: str) -> Defense:
@@ -161,9 +180,18 @@ def _around(member: Defense, step: Step, proceed: Callable[[], Tensor]) -> Calla
 
 
 def stack(defenses: Defense | Sequence[Defense]) -> Stack:
-    """One defense or several as a stack; nested stacks are flattened, 'none' and its like drop out."""
+    """One defense or several as a stack; nested stacks are flattened, 'none' and its like drop out.
+
+    Raises InputError where two of them bring their own adversary, or their own loss.
+    """
     parts: list[Defense] = []
     for item in [defenses] if isinstance(defenses, Defense) else defenses:
         parts.extend(item.members if isinstance(item, Stack) else [item])
     moments = ("modify", "augment", "adversary", "loss", "update", "preprocess")
+    for moment in ("adversary", "loss"):
+        acting = [part.name for part in parts if part.overrides(moment)]
+        if len(acting) > 1:
+            raise InputError(
+                f"defenses '{acting[0]}' and '{acting[1]}' both bring their own {moment}; a stack takes one of them"
+            )
     return Stack(members=tuple(part for part in parts if part.overrides(*moments)))

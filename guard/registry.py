@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ KINDS: dict[str, type[Component]] = {
     "model": ModelSource,
     "dataset": DatasetSource,
 }
+_FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<function>\w+)")
 _HOOKS = {"attack": "guard_attacks", "defense": "guard_defenses", "model": "guard_models", "dataset": "guard_datasets"}
 
 
@@ -65,18 +68,17 @@ class Registry:
         Raises PluginError where two plugins provide one name, and for a plugin file that does not load.
         """
         registry = cls()
-        blocked = set(disable) | {name for name in os.environ.get("GUARD_DISABLE_PLUGINS", "").split(",") if name}
+        blocked = set(disable) | {name.strip() for name in os.environ.get("GUARD_DISABLE_PLUGINS", "").split(",")}
         manager = pluggy.PluginManager("guard")
         manager.add_hookspecs(hookspecs)
         if trace or os.environ.get("GUARD_TRACE_PLUGINS", "") not in ("", "0"):
             manager.add_hookcall_monitoring(_print_call, lambda *_: None)
-        for point in sorted(entry_points(group="guard"), key=lambda point: point.name):
+        for point in sorted(entry_points(group="guard"), key=_own_first):
             if point.name not in blocked:
                 registry._try(manager, point)
-        for file in files:
-            path = Path(file)
+        for path in map(Path, files):
             if path.stem not in blocked:
-                registry._add(manager, path.stem, load_file(path), Origin(path.stem, str(file)))
+                registry._add_file(manager, path)
         return registry
 
     def create(self, kind: str, spec: object, where: str = "") -> Any:
@@ -95,20 +97,29 @@ class Registry:
             raise InputError(f"{spec!r} is no {kind}{at}. Write a name, or a mapping such as {{name: ..., key: value}}")
         parameters = {key: value for key, value in spec.items() if key != "name"}
         found = self.find(kind, spec["name"], where)
-        if ":" in spec["name"] and spec["name"] not in self.classes[kind]:
+        in_file = _FUNCTION.fullmatch(spec["name"])
+        if in_file:
+            parameters |= in_file.groupdict()
+        elif ":" in spec["name"] and spec["name"] not in self.classes[kind]:
             parameters["variant"] = spec["name"].split(":", 1)[1]
         return self._build(found, parameters, where)
 
     def find(self, kind: str, name: str, where: str = "") -> type[Component]:
-        """The class of that name; `torchvision:resnet18` finds `torchvision`. Raises UnknownName."""
+        """The class of that name; `torchvision:resnet18` finds `torchvision`, `mine.py:net` finds `file`.
+
+        Raises UnknownName.
+        """
+        from guard.userfile import FROM_FILE  # which imports load_file
+
+        if kind in FROM_FILE and (name == "file" or _FUNCTION.fullmatch(name)):
+            return FROM_FILE[kind]
         known = self.classes[kind]
         if name in known:
             return known[name]
         if name.split(":", 1)[0] in known and "variant" in known[name.split(":", 1)[0]].model_fields:
             return known[name.split(":", 1)[0]]
         at = f" ({where})" if where else ""
-        broken = "".join(f". Plugin '{plugin}' did not load: {why}" for plugin, why in self.failures.items())
-        raise UnknownName(f"no {kind} is named '{name}'{at}. {suggestion(name, known)}{broken}")
+        raise UnknownName(f"no {kind} is named '{name}'{at}. {suggestion(name, known)}{self._broken()}")
 
     def origin(self, component: Component | type[Component]) -> Origin:
         """Who provides a component; an unregistered class is its own module's."""
@@ -123,35 +134,49 @@ class Registry:
         try:
             return found.model_validate(parameters, context={"lookup": self.create})
         except ValidationError as error:
-            raise InputError(explain(error, found, where)) from error
+            raise InputError(explain(error, found, where, data=parameters)) from error
+
+    def _broken(self) -> str:
+        """A short sentence about the plugins that did not load, since the missing name may be one of theirs."""
+        if not self.failures:
+            return ""
+        (plugin, why), *others = self.failures.items()
+        more = f", and {len(others)} more did not load" if others else ""
+        return f" Plugin '{plugin}' did not load ({why}){more}"
 
     def _try(self, manager: pluggy.PluginManager, point: EntryPoint) -> None:
         """Load one entry point; what goes wrong is remembered and takes nobody else down."""
         distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
         try:
             self._add(manager, point.name, point.load(), Origin(point.name, distribution))
-        except _Collision:
+        except _CollisionError:
+            raise
+        except (Exception, SystemExit) as error:
+            self.failures[point.name] = str(error) if isinstance(error, PluginError) else _one_line(error)
+
+    def _add_file(self, manager: pluggy.PluginManager, path: Path) -> None:
+        """Load one plugin file; the user asked for it, so that what goes wrong is raised."""
+        module = load_file(path)
+        if manager.is_registered(module):
+            return
+        try:
+            self._add(manager, str(path), module, Origin(path.stem, str(path)))
+        except PluginError:
             raise
         except Exception as error:
-            text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-            self.failures[point.name] = text
+            raise PluginError(f"plugin file '{path}' did not load: {_one_line(error)}. Mend the file") from error
 
     def _add(self, manager: pluggy.PluginManager, name: str, module: object, origin: Origin) -> None:
-        found = _offered(manager, name, module)
-        for kind, classes in found.items():
+        for kind, classes in _offered(manager, name, module, origin).items():
             for item in classes:
-                _check_class(item, kind, origin)
-                other = self.classes[kind].get(item.name)
-                if other is not None and other is not item:
-                    raise _Collision(kind, item.name, self.origins[other], origin)
-        for kind, classes in found.items():
-            for item in classes:
-                self.classes[kind][item.name] = item
+                other = self.classes[kind].setdefault(item.name, item)
+                if other is not item:
+                    raise _CollisionError(kind, item.name, self.origins[other], origin)
                 self.origins.setdefault(item, origin)
         self.plugins[name] = origin
 
 
-class _Collision(PluginError):
+class _CollisionError(PluginError):
     def __init__(self, kind: str, name: str, one: Origin, other: Origin) -> None:
         article = "an" if kind == "attack" else "a"
         super().__init__(
@@ -160,39 +185,65 @@ class _Collision(PluginError):
         )
 
 
-def _offered(manager: pluggy.PluginManager, name: str, module: object) -> dict[str, list[type[Component]]]:
-    """Register one plugin and ask it alone for its classes, by kind."""
-    manager.register(module, name=name)
+def _own_first(point: EntryPoint) -> tuple[bool, str]:
+    """Sort key: guard's own plugins, then the others, so that a collision names the newcomer second."""
+    return point.dist is None or point.dist.name != "guard-robustness", point.name
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _offered(
+    manager: pluggy.PluginManager, name: str, module: object, origin: Origin
+) -> dict[str, list[type[Component]]]:
+    """Register one plugin and ask it alone for its classes, by kind; all of them are checked."""
+    _check_hooks(module, origin)
     try:
-        manager.check_pending()
+        manager.register(module, name=name)
         others = [plugin for plugin in manager.get_plugins() if plugin is not module]
         offered: dict[str, list[type[Component]]] = {}
         for kind, hook in _HOOKS.items():
-            answers: Sequence[Iterable[type[Component]]] = manager.subset_hook_caller(hook, others)()
-            offered[kind] = [item for answer in answers for item in answer]
-    except BaseException as error:
-        manager.unregister(name=name)
-        if isinstance(error, pluggy.PluginValidationError):
-            raise PluginError(_unknown_hook(name, module)) from error
+            answers: Sequence[object] = manager.subset_hook_caller(hook, others)()
+            offered[kind] = [item for answer in answers for item in _checked(answer, kind, origin)]
+    except BaseException:
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
         raise
     return offered
 
 
-def _unknown_hook(name: str, module: object) -> str:
-    hooks = [key for key in vars(module) if key.startswith("guard_") and key not in _HOOKS.values()]
-    wrong = hooks[0] if hooks else "?"
-    return f"plugin '{name}' implements '{wrong}', which is no hook. {suggestion(wrong, _HOOKS.values())}"
+def _check_hooks(module: object, origin: Origin) -> None:
+    """Misspelt and unmarked hooks, which would otherwise provide nothing and say nothing."""
+    for key, value in vars(module).items():
+        marked = inspect.isfunction(value) and hasattr(value, "guard_impl")
+        if marked and key not in _HOOKS.values():
+            hint = suggestion(key, _HOOKS.values())
+            raise PluginError(f"plugin {origin} implements '{key}', which is no hook. {hint}")
+        if key in _HOOKS.values() and not marked:
+            raise PluginError(f"plugin {origin} has {key}() without its mark. Write @hookimpl above it")
 
 
-def _check_class(item: object, kind: str, origin: Origin) -> None:
-    base = KINDS[kind]
-    if not (isinstance(item, type) and issubclass(item, base)):
-        raise PluginError(
-            f"plugin {origin} returns {item!r} from {_HOOKS[kind]}(), which is no {base.__name__} class. "
-            f"Return classes: [MyClass]"
-        )
-    if not item.name:
-        raise PluginError(f"plugin {origin} returns {item.__name__}, which has no name. Write name = \"my-{kind}\"")
+def _checked(answer: object, kind: str, origin: Origin) -> list[type[Component]]:
+    """What a plugin returned from a hook, or PluginError where that is no list of usable component classes."""
+    base, hook = KINDS[kind], _HOOKS[kind]
+    if not isinstance(answer, Iterable):
+        raise PluginError(f"plugin {origin} returns {answer!r} from {hook}(), which is no list. Return [MyClass]")
+    classes: list[type[Component]] = []
+    for item in answer:
+        if not (isinstance(item, type) and issubclass(item, base)):
+            raise PluginError(
+                f"plugin {origin} returns {item!r} from {hook}(), which is no {base.__name__} class. Return [MyClass]"
+            )
+        if not item.name:
+            raise PluginError(f'plugin {origin} returns {item.__name__}, which has no name. Write name = "my-{kind}"')
+        if inspect.isabstract(item):
+            missing = ", ".join(sorted(item.__abstractmethods__))
+            raise PluginError(f"plugin {origin} returns {item.__name__}, which lacks {missing}. Write it")
+        if any(item.name == other.name for other in classes):
+            raise PluginError(f"plugin {origin} returns two {kind}s named '{item.name}'. Rename one")
+        classes.append(item)
+    return classes
 
 
 def load_file(path: Path) -> ModuleType:
@@ -200,7 +251,9 @@ def load_file(path: Path) -> ModuleType:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise PluginError(f"plugin file '{path}' cannot be read: {error.strerror}. Give the path of a .py file") from error
+        raise PluginError(
+            f"plugin file '{path}' cannot be read: {error.strerror}. Give the path of a .py file"
+        ) from error
     name = f"guard_file_{path.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -211,12 +264,11 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise PluginError(f"plugin file '{path}' did not load: {type(error).__name__}: {error}. Mend the file") from error
+        raise PluginError(f"plugin file '{path}' did not load: {_one_line(error)}. Mend the file") from error
     return module
 
 
 def _print_call(hook: str, implementations: Sequence[Any], arguments: Mapping[str, object]) -> None:
     print(f"guard: {hook}() -> {', '.join(i.plugin_name for i in implementations) or 'nobody'}", file=sys.stderr)
-

@@ -52,14 +52,17 @@ class Rng:
 
     def fold(self, stream: int) -> "Rng":
         """A new stream for every image, the same whatever has been drawn so far."""
-        return self._like(_mix(self._keys + _mix(torch.full_like(self._keys, stream + 1) * _GOLDEN)), self.index)
+        other = self._like(_mix(self._keys + _mix(torch.full_like(self._keys, stream + 1) * _GOLDEN)), self.index)
+        other._draws, other._rows, other._order = torch.zeros_like(self._draws), self._rows, self._order
+        return other
 
     def spawn(self) -> "Rng":
         """A new stream for every image, another one at each call."""
         return self._like(self._next(), self.index)
 
     def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] | None = None) -> Tensor:
-        """float32 (N, *shape) in [low, high), from 24 bits each."""
+        """float32 (N, *shape) in [low, high), from 24 bits each; rounding to float32 may reach `high` where it is not 1
+        or `low` is not 0."""
         unit = _shift(self._bits(shape), 40).to(torch.float32) * 2.0**-24
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
@@ -99,7 +102,7 @@ class Rng:
         places = torch.arange(1, size + 1, device=keys.device) * _GOLDEN
         rows = max(_CHUNK // max(size, 1), 1)  # small pieces stay in the cache
         parts = [_mix(part[:, None] + places) for part in keys.split(rows)]
-        return torch.cat(parts).view(-1, *shape) if parts else keys.new_empty(0, *shape)
+        return torch.cat(parts).view(len(keys), *shape)
 
 
 def _repetition(rows: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Sources: where data sets and models come from."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -109,6 +111,16 @@ class ModelSource(Component, ABC):
     def trained(self) -> bool:
         """Whether what `build` returns is already trained."""
         return False
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file to load into what `build` returns; None where there is none, or where `build` reads `weights`."""
+        return None if self.weights == "none" else self.weights
+
+    def fingerprint(self) -> str:
+        """The content of the file of weights."""
+        path = Path(self.weights_file or "").expanduser()
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
     @abstractmethod
     def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 from torch import Tensor
 
 from guard import geometry
@@ -34,8 +34,23 @@ def parse_amount(value: Any) -> Any:
     return float(match[1]) / float(match[2] or 1)
 
 
-Amount = Annotated[float, BeforeValidator(parse_amount)]
-"""A float that a config may also write as a fraction: "8/255"."""
+def _positive(value: float) -> float:
+    if not value > 0:  # NaN too
+        raise ValueError(f"{value:g} is not above 0; write 8/255 or 0.3")
+    return value
+
+
+def _bounded(value: float) -> float:
+    if math.isinf(value):
+        raise ValueError("inf is not finite; write 8/255 or 0.3")
+    return value
+
+
+_SCHEMA = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
+Radius = Annotated[float, BeforeValidator(parse_amount), AfterValidator(_positive), WithJsonSchema(_SCHEMA)]
+"""A float above 0, inf included, that a config may also write as a fraction: "8/255"."""
+Amount = Annotated[Radius, AfterValidator(_bounded)]
+"""A finite float above 0 that a config may also write as a fraction: "8/255"."""
 
 
 class ThreatModel(BaseModel):
@@ -48,14 +63,12 @@ class ThreatModel(BaseModel):
 
     norm: Norm
     """linf (largest change of a value), l2 (Euclidean length) or l1 (sum of changes)."""
-    epsilon: Amount
+    epsilon: Radius
     """Radius of the ball, in units of the [0, 1] range: 8/255, 0.3; inf (no bound) for l2 and l1."""
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         epsilon = self.epsilon
-        if math.isnan(epsilon) or epsilon <= 0:
-            raise ValueError(f"epsilon is {epsilon:g}; it must be above 0, such as 8/255")
         if self.norm == "linf" and epsilon > 1:
             hint = f"did you mean {epsilon:g}/255?" if epsilon <= 255 else "images live in [0, 1]"
             raise ValueError(f"epsilon is {epsilon:g}, more than the whole pixel range; {hint}")
@@ -88,9 +101,10 @@ class ThreatModel(BaseModel):
         return self.project(images + self.epsilon * geometry.UNIT_BALL[self.norm](rng).to(images.dtype), images)
 
     def steepest_ascent(self, gradient: Tensor, size: float | Tensor, point: Tensor) -> Tensor:
-        """The displacement of length `size` (a number, or one per image) that gains most along `gradient`.
+        """The displacement of length `size` (a number, or one per image, finite) that gains most along `gradient`.
 
-        For l1 it fills the coordinates with the largest gradient, each up to the room it has left at `point`.
+        For l1 it fills the coordinates with the largest gradient, each up to the room it has left at `point`, and
+        pushes those that it fills far beyond the range, which the projection takes back.
         A zero gradient gives a zero displacement. The result still has to be projected.
         """
         if not isinstance(size, Tensor):

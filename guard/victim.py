@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from guard.errors import ContractError
+from guard.errors import ContractError, InputError, suggestion
 from guard.goal import Goal
 from guard.losses import cross_entropy
 from guard.rng import Rng
@@ -22,11 +22,18 @@ class Stage(Protocol):
     """What a defense does to the images before the model sees them."""
 
     @property
-    def differentiable(self) -> bool: ...
+    def differentiable(self) -> bool:
+        """Whether gradients through `preprocess` are true."""
+
     @property
-    def randomized(self) -> bool: ...
-    def preprocess(self, images: Tensor, rng: Rng) -> Tensor: ...
-    def surrogate(self, images: Tensor, rng: Rng) -> Tensor: ...
+    def randomized(self) -> bool:
+        """Whether `preprocess` draws from its rng."""
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        """The images that the model sees."""
+
+    def surrogate(self, images: Tensor, rng: Rng) -> Tensor:
+        """Its differentiable stand-in."""
 
 
 class Counts:
@@ -71,10 +78,10 @@ class Victim:
         return len(self._rows)
 
     def __getitem__(self, keep: Tensor) -> "Victim":
+        if self._transform is not None:
+            raise ContractError("it selected from victim.through(...), whose map is bound to its images; select first")
         part = copy.copy(self)
         part._rows, part._rng = self._rows[keep], self._rng[keep]
-        if self._transform is not None:
-            raise ContractError("select victim[keep] before victim.through(...), whose map is bound to its images")
         return part
 
     def logits(self, points: Tensor) -> Tensor:
@@ -108,10 +115,7 @@ class Victim:
                 leaf = points.detach().requires_grad_()
                 logits = self._forward(leaf)
                 values = loss(logits, goal, features) if layers else loss(logits, goal)
-                if not values.requires_grad:
-                    raise ContractError("the model gives no gradient: something before its logits is not differentiable")
-                (gradient,) = torch.autograd.grad(values.sum(), leaf)
-            self._count_backward(gradient)
+                gradient = self._backward(values, leaf)
             parts = [gradient, values.detach(), logits.detach()]
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
         gradient, values, logits = (part / self._eot if self._eot > 1 else part for part in total)
@@ -129,9 +133,7 @@ class Victim:
             chosen = logits.gather(1, classes)
             rows = []
             for column in range(classes.shape[1]):
-                keep = column + 1 < classes.shape[1]
-                rows.append(torch.autograd.grad(chosen[:, column].sum(), leaf, retain_graph=keep)[0])
-                self._count_backward(rows[-1])
+                rows.append(self._backward(chosen[:, column], leaf, keep=column + 1 < classes.shape[1]))
         return torch.stack(rows, 1), logits.detach()
 
     def through(self, transform: Callable[[Tensor, Tensor], Tensor], images: Tensor) -> "Victim":
@@ -158,7 +160,7 @@ class Victim:
 
     def _forward(self, points: Tensor) -> Tensor:
         draws = len(points) // max(len(self), 1)
-        if draws * len(self) != len(points):
+        if draws * len(self) != len(points) or (len(self) and not draws):
             raise ContractError(f"it asked about {len(points)} points for {len(self)} images; pass k rows per image")
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
         self.counts.forwards.index_add_(0, rows, torch.ones_like(rows))
@@ -175,16 +177,27 @@ class Victim:
             rng = rng[torch.arange(len(self), device=points.device).repeat_interleave(draws)]
         return bridged(self._stages, points, rng.spawn())
 
+    def _backward(self, values: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
+        if not values.requires_grad:
+            raise ContractError("the model gives no gradient: something before its logits is not differentiable")
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=keep)
+        self._count_backward(gradient)
+        return gradient
+
     def _count_backward(self, gradient: Tensor) -> None:
         draws = len(gradient) // max(len(self), 1)
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
         self.counts.backwards.index_add_(0, rows, torch.ones_like(rows))
-        broken = ~gradient.flatten(1).sum(1).isfinite()
-        self.counts.broken.index_put_((rows,), broken | self.counts.broken[rows])
+        finite = gradient.flatten(1).sum(1, dtype=torch.float64).isfinite()
+        self.counts.broken[rows[~finite]] = True
 
     @contextmanager
     def _features(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """Collect the outputs of the named layers during a forward."""
+        known = dict(self._model.named_modules()) if layers else {}
+        for name in layers:
+            if name not in known:
+                raise InputError(f"the model has no layer '{name}'. {suggestion(name, known.keys() - {''})}")
         features: dict[str, Tensor] = {}
         handles = []
         for name in layers:
@@ -192,7 +205,7 @@ class Victim:
             def keep(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
                 features[name] = output.clone()  # a later in-place activation would overwrite it
 
-            handles.append(self._model.get_submodule(name).register_forward_hook(keep))
+            handles.append(known[name].register_forward_hook(keep))
         try:
             yield features
         finally:
@@ -208,10 +221,10 @@ class _Door(nn.Module):
         self._victim = [victim]  # in a list: nn.Module must not register what hangs on it
 
     def forward(self, points: Tensor) -> Tensor:
-        logits = self._victim[0]._forward(points)
+        points = points.view_as(points)  # a node of this call's own: a leaf that is used again would count again
         if points.requires_grad:
             points.register_hook(self._victim[0]._count_backward)
-        return logits
+        return self._victim[0]._forward(points)
 
 
 def bridged(stages: Sequence[Stage], points: Tensor, rng: Rng) -> Tensor:

@@ -18,12 +18,12 @@ _FRAMEWORK = ("", "evaluation")  # packages of guard whose source decides an out
 _FACE = {"__init__", "__main__", "api", "config", "configfile", "progress", "registry", "wording"}  # and what does not
 
 
-class Unkeyable(Exception):
+class UnkeyableError(Exception):
     """Something without a content to hash; its result is computed and not kept."""
 
 
 def key(*parts: object) -> str:
-    """A short hash of the content of `parts`. Raises Unkeyable.
+    """A short hash of the content of `parts`. Raises UnkeyableError.
 
     Tensors count by content, code by its bytecode and by what it refers to, objects by class and state. Classes and
     functions of installed distributions count by name and version.
@@ -114,7 +114,7 @@ class _Walk:
     def _content(self, item: Any) -> bytes:
         if isinstance(item, torch.Tensor):
             if item.layout != torch.strided:
-                raise Unkeyable("a sparse tensor")
+                raise UnkeyableError("a sparse tensor")
             values = item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             return _hash(b"tensor", f"{item.dtype} {tuple(item.shape)}".encode(), values.tobytes())
         if isinstance(item, np.ndarray) and item.dtype != object:
@@ -166,7 +166,7 @@ class _Walk:
         try:
             reduced = item.__reduce_ex__(4)
         except Exception as error:
-            raise Unkeyable(f"a {type(item).__name__}: {error}") from error
+            raise UnkeyableError(f"a {type(item).__name__}: {error}") from error
         if isinstance(reduced, str):
             return _hash(b"global", reduced.encode())
         first, arguments, *rest = reduced

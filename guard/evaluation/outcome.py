@@ -1,7 +1,7 @@
 """Outcomes: what became of each image of a shard under one trial."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,7 @@ class Bench:
     on_grid: bool
     advance: Callable[[int], None]
     crafted: dict[tuple[str | None, str, int], tuple[Tensor, Tensor, Tensor, float]] = field(default_factory=dict)
-    """Images crafted for another victim, by craft key, shard and attack: every victim of the shard is scored on them."""
+    """Images crafted for another victim, by craft key, shard and attack; all victims are scored on the same ones."""
 
     def images(self, shard: Data) -> Tensor:
         """The shard's images where they are computed on."""
@@ -120,7 +120,7 @@ class Bench:
             self.crafted[memo] = (result, forwards, backwards, time.perf_counter() - started)
         return made
 
-    def _logits(self, network: Network, images: Tensor, index: Tensor, seed: int) -> Sequence[Tensor]:
+    def _logits(self, network: Network, images: Tensor, index: Tensor, seed: int) -> list[Tensor]:
         shape = tuple(images.shape[1:])
         rows = torch.arange(len(images), device=self.device).split(self.batch_size)
         return [network.logits(images[part], Rng(seed, index[part], shape, _SCORING)) for part in rows]
@@ -153,7 +153,7 @@ def to_8bit(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
     grid = (adversarial.double() * 255).round()
     if threat.norm == "linf":
         clean, reach = images.double() * 255, threat.epsilon * 255
-        grid = grid.maximum((clean - reach - 1e-6).ceil()).minimum((clean + reach + 1e-6).floor())
+        grid = grid.maximum((clean - reach - 1e-4).ceil()).minimum((clean + reach + 1e-4).floor())
         return (grid.clamp(0, 255) / 255).to(images.dtype)
     rounded = (grid / 255).to(images.dtype)
     inwards = torch.where(adversarial > images, (adversarial * 255).floor(), (adversarial * 255).ceil()) / 255

@@ -79,7 +79,7 @@ def cells(config: EvaluationConfig, model_labels: dict[int, str]) -> list[Planne
                                     PlannedCell(
                                         model,
                                         model_labels[number],
-                                        getattr(defense,"stack",defense),
+                                        defense.stack,
                                         defense.label,
                                         entry.attack,
                                         entry.label,

@@ -1,7 +1,7 @@
 """Preparing: from a model source and a stack to the network that is attacked, trained where it must be."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from guard.classifier import ImageModel, assemble, check_logits
-from guard.config import EvaluationConfig, Training
+from guard.config import EvaluationConfig
 from guard.defense import Stack
 from guard.errors import InputError
-from guard.evaluation.keys import Unkeyable, component_key, framework_source, key
+from guard.evaluation.keys import UnkeyableError, component_key, framework_source, key
 from guard.evaluation.store import Store
+from guard.live import LiveModel
 from guard.progress import Progress
 from guard.rng import Rng
-from guard.source import Data, DatasetSource, ModelSource
+from guard.source import Data, ModelSource
 from guard.training.loop import estimate, train
 from guard.victim import Stage, bridged, held
 from guard.weights import load_weights, save_weights
@@ -88,34 +89,49 @@ class Workshop:
     def _network(self, model: nn.Module, stages: Sequence[Stage]) -> Network:
         try:
             content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
-        except Unkeyable:
+        except UnkeyableError:
             content = None
         return Network(model, tuple(stages), getattr(model, "access", "gradients"), content)
 
+    def announce(self, wanted: Iterable[tuple[ModelSource, Stack, str]]) -> None:
+        """Say what must be trained and about how long it takes. Raises InputError where that is forbidden."""
+        jobs: dict[str, tuple[str, float]] = {}
+        for source, stack, label in wanted:
+            left, _ = stack.split()
+            recipe = self._recipe(source, left)
+            if recipe is None or recipe in jobs or self._store.weights(recipe).exists():
+                continue
+            name = label_of(source) if not left.members else label
+            if self._no_train:
+                raise InputError(f"{name} must be trained, and --no-train forbids it. Give weights, or allow training")
+            jobs[recipe] = (name, self._estimate(source, left, name))
+        if jobs:
+            parts = ", ".join(f"{name} (about {max(seconds, 1):.0f} s)" for name, seconds in jobs.values())
+            self._progress.say(f"to train first: {parts}")
+
     def _base(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
         """The network as it stands after the stack's last training member."""
-        training = self._config.training
-        given = source.trained or source.weights not in (None, "none")
-        if given and not left.members:
+        recipe = self._recipe(source, left)
+        if recipe is None:
             return self._placed(self._built(source, fresh=False))
-        fine_tune = given and training.start == "weights"
-        if source.name == "live-model" and not fine_tune:
-            raise InputError(
-                "a live model cannot be trained from scratch. Set training from: weights, or give a source"
-            )
-        recipe = self._recipe(source, left, training)
-        if recipe in self._trained:
-            return self._trained[recipe]
-        model = self._built(source, fresh=not fine_tune)
-        model = left.modify(copy.deepcopy(model), self._calibration(left)).to(self._device)
-        path = self._store.weights(recipe)
-        if path.exists():
-            load_weights(model, path)
-        else:
-            self._train(model, left, label)
-            save_weights(model, path)
-        self._trained[recipe] = self._placed(model)
+        if recipe not in self._trained:
+            model = self._untrained(source, left)
+            path = self._store.weights(recipe)
+            if path.exists():
+                load_weights(model, path)
+            else:
+                self._train(model, left, label if left.members else label_of(source))
+                save_weights(model, path)
+            self._trained[recipe] = self._placed(model)
         return self._trained[recipe]
+
+    def _untrained(self, source: ModelSource, left: Stack) -> nn.Module:
+        """A network of one's own to train, changed by the members of the stack that come before training."""
+        fine_tune = _given(source) and self._config.training.start == "weights"
+        if source.name == LiveModel.name and not fine_tune:
+            raise InputError("a live model cannot be trained from scratch. Use training: {from: weights}")
+        model = copy.deepcopy(self._built(source, fresh=not fine_tune)).to(self._device)
+        return left.modify(model, self._calibration(left)).to(self._device)
 
     def _built(self, source: ModelSource, fresh: bool) -> ImageModel:
         """The source's network, on the device; where fresh, with the initial weights that the seed gives."""
@@ -141,26 +157,21 @@ class Workshop:
         return model if at_home else copy.deepcopy(model).to(self._device, self._dtype)
 
     def _train(self, model: nn.Module, left: Stack, label: str) -> None:
-        if self._no_train:
-            raise InputError(
-                f"{label} must be trained, and --no-train forbids it. Give weights, or leave --no-train out"
-            )
-        data, threat, training = self._training_data(label), self._config.threat[0], self._config.training
-        if left.stages:
-            model = Behind(left.stages, model)
-        seconds = estimate(model, left, data, threat, training, self._device)
-        self._progress.say(f"training {label} on {len(data)} images, {training.epochs} epochs: about {seconds:.0f} s")
         train(
-            model,
+            Behind(left.stages, model) if left.stages else model,
             left,
-            data,
-            threat,
-            training,
+            self._training_data(label),
+            self._config.threat[0],
+            self._config.training,
             seed=self._config.seed[0],
             device=self._device,
             progress=self._progress,
             what=f"training {label}",
         )
+
+    def _estimate(self, source: ModelSource, left: Stack, label: str) -> float:
+        data, threat = self._training_data(label), self._config.threat[0]
+        return estimate(self._untrained(source, left), left, data, threat, self._config.training, self._device)
 
     def _training_data(self, label: str) -> Data:
         if self._train_data is None:
@@ -178,17 +189,18 @@ class Workshop:
         data = self._training_data(f"defense '{modifying[0]}'")
         return data[:_CALIBRATION].floats().to(self._device)
 
-    def _recipe(self, source: ModelSource, left: Stack, training: Training) -> str:
-        """A key of all that decides the trained weights."""
+    def _recipe(self, source: ModelSource, left: Stack) -> str | None:
+        """A key of all that decides the trained weights; None where nothing is to be trained."""
+        if _given(source) and not left.members:
+            return None
         data = self._training_data(f"model '{label_of(source)}'")
-        threat = self._config.threat[0] if left.members else None
-        parts = [component_key(member) for member in left.members]
+        live = key(self._built(source, fresh=False)) if source.name == LiveModel.name else None
         return key(
             component_key(source),
-            key(self._built(source, fresh=False)) if source.name == "live-model" else None,
-            parts,
-            training.model_dump_json(),
-            threat and threat.model_dump_json(),
+            live,
+            [component_key(member) for member in left.members],
+            self._config.training.model_dump_json(),
+            self._config.threat[0].model_dump_json() if left.members else None,
             data_key(data),
             self._config.seed[0],
             framework_source("", "training"),
@@ -212,6 +224,11 @@ class Behind(nn.Module):
         return logits
 
 
+def _given(source: ModelSource) -> bool:
+    """Whether the source comes with weights."""
+    return source.trained or source.weights not in (None, "none")
+
+
 def label_of(source: ModelSource) -> str:
     """What a report calls a model."""
     label = getattr(source, "label", None)
@@ -224,14 +241,6 @@ def label_of(source: ModelSource) -> str:
 def data_key(data: Data) -> str:
     """A key of images, labels and their places in the split."""
     return key(data.images, data.labels, data.index)
-
-
-def load_images(source: DatasetSource, limit: int | None) -> Data:
-    """The images to evaluate, checked. Raises InputError."""
-    data = source.load(source.split)[: limit or None]
-    if not len(data):
-        raise InputError(f"data set '{source.name}' has no images in its split '{source.split}'")
-    return data
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Candidate(BaseModel):
 class Row(BaseModel):
     """What a cell and a worst case have in common. Accuracies are fractions of all images."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
     key: str
     dataset: str
@@ -102,11 +102,11 @@ class Pictures(BaseModel):
 class Report(BaseModel):
     """The result of a run: what `results.json` holds, and what a page needs beside it."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, ser_json_inf_nan="strings")
 
     schema_version: int = 1
     run: dict[str, Any]
-    """started, seconds, device, computed_cells, cached_cells."""
+    """started, seconds, device, computed_shards, cached_shards."""
     config: dict[str, Any]
     versions: dict[str, str]
     plugins: dict[str, str]

@@ -6,16 +6,19 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guard.config import EvaluationConfig
+from guard.defense import Stack
 from guard.errors import ContractError, InputError, NotApplicable
+from guard.evaluation.images import load_images
 from guard.evaluation.keys import environment_key, key
 from guard.evaluation.outcome import PICTURES, Bench
 from guard.evaluation.plan import PlannedCell, Trial, cells, trials
-from guard.evaluation.prepare import Defended, Network, Workshop, data_key, label_of, load_images
+from guard.evaluation.prepare import Defended, Network, Workshop, data_key, label_of
 from guard.evaluation.result import Cell, Pictures, Report, Status
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, Store, write_arrays
@@ -26,7 +29,7 @@ from guard.registry import Registry
 from guard.source import Data
 
 SHARD = 256
-"""Images that are kept together once they are computed; independent of the batch size."""
+"""Images that are kept together once they are computed, whatever the batch size; no batch is larger."""
 
 
 def run(
@@ -71,7 +74,7 @@ class _Run:
         clean = {
             row.key: correct(torch.cat(self._clean[id(victim.network)]), self._data.labels).numpy()
             for (_, victim, _), (_, row, _) in zip(planned, rows, strict=True)
-            if id(victim.network) in self._clean
+            if id(victim.network) not in self._failed
         }
         report = Report(
             run={
@@ -104,17 +107,20 @@ class _Run:
         networks: dict[tuple[str, str], Defended] = {}
         sources: dict[str, Network] = {}
         planned: list[tuple[PlannedCell, Defended, list[Trial] | str]] = []
-        for cell in cells(config, labels):
+        wanted = cells(config, labels)
+        named = [(cell.model, cell.defense, _name(cell.model_label, cell.defense_label)) for cell in wanted]
+        named += [(cell.source, Stack(), label_of(cell.source)) for cell in wanted if cell.source is not None]
+        workshop.announce(named)
+        for cell in wanted:
             place = (cell.model_label, cell.defense_label)
             if place not in networks:
-                label = cell.model_label if cell.defense_label == "none" else " + ".join(place)
-                networks[place] = workshop.defended(cell.model, cell.defense, label)
+                networks[place] = workshop.defended(cell.model, cell.defense, _name(*place))
             source = None
             if cell.source is not None:
-                name = cell.source.model_dump_json()
-                if name not in sources:
-                    sources[name] = workshop.defended(cell.source, type(cell.defense)(), label_of(cell.source)).network
-                source = sources[name]
+                name, content = label_of(cell.source), cell.source.model_dump_json()
+                if content not in sources:
+                    sources[content] = workshop.defended(cell.source, Stack(), name).network
+                source = sources[content]
             try:
                 ways: list[Trial] | str = trials(cell, networks[place], source, self._environment)
             except NotApplicable as error:
@@ -132,14 +138,14 @@ class _Run:
         bench = Bench(
             device=self._device,
             dtype=torch.float64 if config.precision == "float64" else torch.float32,
-            batch_size=config.batch_size or (128 if self._device.type == "cpu" else 512),
+            batch_size=min(config.batch_size or (128 if self._device.type == "cpu" else SHARD), SHARD),
             num_classes=config.dataset.num_classes,
             keep_images=self._keep,
             on_grid=self._data.on_grid,
             advance=lambda images: self._progress.advance(images),
         )
         try:
-            for shard in self._data.batches(max(SHARD, bench.batch_size // SHARD * SHARD)):
+            for shard in self._data.batches(SHARD):
                 self._shard(bench, shard, victims, work)
         finally:
             self._progress.finish()
@@ -196,7 +202,7 @@ class _Run:
         """The row of a cell, and per image what its best trial did; None where it has no valid outcome."""
         kept = [] if isinstance(ways, str) else [way.key for way in ways]
         identity = (kept, cell.label, cell.model_label, cell.defense_label, cell.knowledge, str(cell.goal), cell.seed)
-        shared = {
+        shared: dict[str, Any] = {
             "key": key(identity, str(cell.threat), cell.source_label, data_key(self._data)),
             "dataset": self._config.dataset.name,
             "model": cell.model_label,
@@ -226,7 +232,7 @@ class _Run:
             **shared | figures(outcome, clean, self._data.on_grid),
             status=status,
             reason=reason,
-            candidates=tuple(candidate(way.name, o) for way, o in zip(ways, outcomes, strict=True)),
+            candidates=tuple(candidate(way.name, o, clean) for way, o in zip(ways, outcomes, strict=True)),
         )
         return row, outcome
 
@@ -256,7 +262,7 @@ class _Run:
     def _plugins(self) -> dict[str, str]:
         config = self._config
         used = [config.dataset, *config.model, *(entry.attack for entry in config.attacks)]
-        used += [member for entry in config.defenses for member in getattr(entry,"stack",entry).members]
+        used += [member for entry in config.defenses for member in entry.stack.members]
         return {f"{item.kind} {item.name}": str(self._registry.origin(item)) for item in used}
 
     def _write_images(self, out: Path, rows: Sequence[tuple[Cell, Arrays]]) -> None:
@@ -266,6 +272,10 @@ class _Run:
             folder.mkdir(parents=True, exist_ok=True)
             arrays = {"adversarial": outcome["adversarial"], "indices": self._data.index.numpy()}
             write_arrays(folder / f"{row.label}.npz", arrays | {"labels": self._data.labels.numpy()})
+
+
+def _name(model: str, defense: str) -> str:
+    return model if defense == "none" else f"{model} + {defense}"
 
 
 def device_of(name: str) -> torch.device:

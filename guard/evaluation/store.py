@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import platformdirs
@@ -33,8 +33,8 @@ class Store:
         """The arrays of a shard, or None where it is missing or damaged."""
         path = self._shard(key, shard)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
         except FileNotFoundError:
             return None
         except Exception:  # truncated by a full disk, say: as good as missing
@@ -61,5 +61,5 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write an .npz file in one piece."""
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     with partial.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **cast(Any, arrays))
     os.replace(partial, path)

@@ -47,12 +47,12 @@ def _per_image(name: str) -> bool:
     return name in ("reached", "distance", "target", "prediction")
 
 
-def candidate(name: str, outcome: Arrays) -> Candidate:
+def candidate(name: str, outcome: Arrays, clean: Flags) -> Candidate:
     """One trial of a cell."""
     return Candidate(
         name=name,
         images=len(outcome["correct"]),
-        robust_accuracy=float(outcome["correct"].mean()),
+        robust_accuracy=float((outcome["correct"] & clean).mean()),
         forwards_per_image=float(outcome["forwards"].mean()),
         backwards_per_image=float(outcome["backwards"].mean()),
         seconds=float(outcome["seconds"]),
@@ -105,7 +105,7 @@ def _worst(
     members: Sequence[tuple[PlannedCell, Cell, Arrays | None]], knowledge: str, clean: dict[str, Flags]
 ) -> WorstCase:
     first = members[0][1]
-    shared = {
+    shared: dict[str, Any] = {
         "key": f"{first.key}-worst-{knowledge}",
         "dataset": first.dataset,
         "model": first.model,

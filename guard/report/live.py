@@ -43,7 +43,9 @@ class LiveProgress(Progress):
 
     def advance(self, units: int, what: str = "") -> None:
         """Move the bar of the innermost piece of work; `what` stays until another is named."""
-        self._bars.update(self._tasks[-1], advance=units, **({"now": what} if what else {}))
+        self._bars.advance(self._tasks[-1], units)
+        if what:
+            self._bars.update(self._tasks[-1], now=what)
 
     def finish(self) -> None:
         """Take the bar away."""

@@ -10,14 +10,21 @@ from guard.report.findings import findings
 from guard.report.tables import Table, tables
 from guard.report.text import percent, score, work, worst
 
-_SPECIAL = re.compile(r"([\\`*\[\]<>|&~$])|(?<!\w)(_)|(_)(?!\w)")  # an underscore inside a word stays a letter
+_SPECIAL = re.compile(
+    r"[\\`*|$~]"
+    r"|<(?![=\s])|&(?=#?\w+;)"  # what could begin a tag or an entity
+    r"|\](?=[(\[:])"  # or a link; an interval stays readable
+    r"|(?<!\w)_|_(?!\w)"  # an underscore inside a word is a letter
+)
+_EXPLAINED = (
+    "Robust accuracy, in percent, is the share of all images still predicted as their true label: an upper bound under "
+    "the attacks run. The worst case takes each image's worst attack; its 95 % interval stands beside it."
+)
 
 
 def document(report: Report) -> str:
     """The whole of report.md."""
-    parts = ["# Robustness report", *(f"- {plain(finding)}" for finding in findings(report))]
-    parts.append("Robust accuracy is the share of all images that are still predicted as their true label, in percent: ")
-    parts[-1] += "an upper bound under the attacks run. The worst case takes each image's worst attack, with its 95 % interval."
+    parts = ["# Robustness report", "\n".join(f"- {plain(finding)}" for finding in findings(report)), _EXPLAINED]
     setting = None
     for table in tables(report):
         if table.setting != setting:

@@ -109,15 +109,19 @@ def _place(row: Row) -> tuple[str, str, str, float, str]:
 
 def _reasons(lines: Sequence[Line]) -> list[str]:
     """Each reason once, with the cells it holds for."""
-    held: dict[tuple[str, str], list[str]] = {}
+    held: dict[tuple[str, str], dict[str, list[str]]] = {}
     for line in lines:
         rows: list[tuple[str, Row]] = list(line.cells.items())
         if line.worst:
             rows.append(("worst case", line.worst))
         for label, row in rows:
             if row.status != "VALID":
-                held.setdefault((row.status, row.reason), []).append(f"{label} on {line.defense}")
-    return [f"{status.replace('_', ' ')}: {joined(where)}: {reason}" for (status, reason), where in held.items()]
+                held.setdefault((row.status, row.reason), {}).setdefault(line.defense, []).append(label)
+    notes = []
+    for (status, reason), where in held.items():
+        places = "; ".join(f"{joined(labels)} on {defense}" for defense, labels in where.items())
+        notes.append(f"{status.replace('_', ' ')}: {places}: {reason}")
+    return notes
 
 
 def _span(report: Report, setting: Setting, knowledge: str, rows: Sequence[WorstCase]) -> list[str]:

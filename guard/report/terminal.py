@@ -13,8 +13,9 @@ from guard.report.tables import Line, Table, tables
 from guard.report.text import percent, score, work, worst
 
 _STYLES = {"VALID": "", "SUSPECT": "yellow", "INVALID": "bold red", "NOT_APPLICABLE": "dim", "INCOMPLETE": "yellow"}
-_GAP = 2  # blanks between columns
-_NAME = (14, 36)  # a defense's column is at least and at most so wide
+_GAP = 2  # blanks between columns, one of which the box draws
+_NARROW = 20  # a longer defense's name folds before the table is cut in two
+_WORST = "worst case [95 %]"
 
 
 def show(report: Report, console: Console) -> None:
@@ -34,15 +35,14 @@ def show(report: Report, console: Console) -> None:
 
 def _grid(table: Table, attacks: Sequence[str], width: int) -> Grid:
     """One block: some of the attacks, and the worst case in the last block."""
-    grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+    grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, _GAP - 1))
     columns = [("clean", [percent(line.clean) for line in table.lines])]
     columns += [(label, _scores(table, label)) for label in attacks]
     last = table.attacks[-1:] == tuple(attacks[-1:])
-    columns += [("worst case [95 %]", [worst(line.worst) for line in table.lines])] if last else []
+    columns += [(_WORST, [worst(line.worst) for line in table.lines])] if last else []
     widths = [_width(header, texts) for header, texts in columns]
-    room = width - sum(widths) - _GAP * len(widths) - 1
-    longest = max(len(line.defense) for line in table.lines)
-    grid.add_column("defense", width=max(min(longest, room, _NAME[1]), min(7, room)), overflow="fold")
+    room = width - sum(widths) - _GAP * len(widths)
+    grid.add_column("defense", width=min(_longest(table), room), overflow="fold")
     for (header, _), column in zip(columns, widths, strict=True):
         grid.add_column(escape(header), width=column, justify="right", overflow="fold")
     for number, line in enumerate(table.lines):
@@ -64,6 +64,10 @@ def _style(row: Row | None) -> str:
     return _STYLES[row.status] if row else ""
 
 
+def _longest(table: Table) -> int:
+    return max(len("defense"), *(len(line.defense) for line in table.lines))
+
+
 def _scores(table: Table, label: str) -> list[str]:
     return [score(line.cells[label]) if label in line.cells else "" for line in table.lines]
 
@@ -75,9 +79,9 @@ def _width(header: str, texts: Sequence[str]) -> int:
 
 def _blocks(table: Table, width: int) -> list[Sequence[str]]:
     """The attacks, cut where one more would not fit beside the defenses, clean accuracy and worst case."""
-    fixed = min(max(len(line.defense) for line in table.lines), _NAME[0]) + 1
+    fixed = min(_longest(table), _NARROW)
     fixed += _GAP + _width("clean", [percent(line.clean) for line in table.lines])
-    fixed += _GAP + _width("worst case", [worst(line.worst) for line in table.lines])
+    fixed += _GAP + _width(_WORST, [worst(line.worst) for line in table.lines])
     blocks: list[list[str]] = [[]]
     room = width - fixed
     for label in table.attacks:

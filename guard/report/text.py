@@ -6,6 +6,7 @@ from guard.evaluation.result import Report, Row
 
 NOT_COMPUTED = "-"
 AT_MOST = "<="
+_WORK = {"computed_shards": "shards computed", "cached_shards": "from the cache"}
 
 
 def percent(share: float | None) -> str:
@@ -63,12 +64,7 @@ def joined(words: Sequence[str]) -> str:
 def work(report: Report) -> str:
     """What was computed, what the cache gave, and how long it took; says what of it the run recorded."""
     run = report.run
-    parts = [
-        f"{run[key]:,} {unit} {done}"
-        for unit in ("cells", "shards")
-        for key, done in ((f"computed_{unit}", "computed"), (f"cached_{unit}", "from the cache"))
-        if key in run
-    ]
+    parts = [f"{run[key]:,} {text}" for key, text in _WORK.items() if key in run]
     parts += [seconds(float(run["seconds"]))] if "seconds" in run else []
     parts += [f"on {run['device']}"] if "device" in run else []
     return ", ".join(parts)

@@ -25,7 +25,9 @@ class Does(Attack):
 ACTION: list[Callable[[Victim, Tensor, Goal], Tensor]] = []
 
 
-def run(action: Callable[[Victim, Tensor, Goal], Tensor], threat: ThreatModel = LINF, net: nn.Module | None = None) -> Tensor:
+def run(
+    action: Callable[[Victim, Tensor, Goal], Tensor], threat: ThreatModel = LINF, net: nn.Module | None = None
+) -> Tensor:
     ACTION[:] = [action]
     net = net or nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     images, index = torch.full((4, 3, 2, 2), 0.5), torch.arange(4)

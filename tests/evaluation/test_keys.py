@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from guard.evaluation.keys import Unkeyable, component_key, key
+from guard.evaluation.keys import UnkeyableError, component_key, key
 from guard.registry import Registry, load_file
 
 FILE = """
@@ -79,7 +79,7 @@ def test_code_that_the_state_does_not_show_changes_the_key(tmp_path: Path, chang
 
 
 def test_what_has_no_content_is_refused() -> None:
-    with pytest.raises(Unkeyable):
+    with pytest.raises(UnkeyableError):
         key(open)  # a builtin function is fine by name, but an open file is not
         with Path(__file__).open() as file:
             key(file)

@@ -1,10 +1,26 @@
 """FGSM and BIM: one step, and several, along the sign of the gradient."""
 
+import math
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor
 
-from guard import LOSSES, Amount, Attack, Goal, IterativeAttack, LossName, Memory, Now, Rng, ThreatModel, Victim, hookimpl
+from guard import (
+    LOSSES,
+    Amount,
+    Attack,
+    Goal,
+    InputError,
+    IterativeAttack,
+    LossName,
+    Memory,
+    Now,
+    Rng,
+    ThreatModel,
+    Victim,
+    hookimpl,
+)
 
 
 class FGSM(Attack):
@@ -18,11 +34,44 @@ class FGSM(Attack):
 
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """See `Attack.perturb`."""
+        if math.isinf(threat.epsilon):
+            raise InputError("epsilon is inf: attack 'fgsm' takes one step of that length. Give a finite epsilon")
         gradient, _, _ = victim.gradient(images, goal, LOSSES[self.loss])
         return threat.project(images + threat.steepest_ascent(gradient, threat.epsilon, images), images)
 
 
-class BIM(IterativeAttack):
+class SteepestAscent(IterativeAttack):
+    """Steps of one length, each along the steepest ascent of a loss: what BIM and PGD share."""
+
+    reach: ClassVar[float]
+    """How long all steps are together, in units of epsilon, where no step size is given."""
+
+    step_size: Amount | None = None
+    """Length of a step; where left out, epsilon / steps (bim and its kind) or 2.5 epsilon / steps (pgd)."""
+    loss: LossName = "cross-entropy"
+    """What the steps increase."""
+
+    def gradient(self, victim: Victim, point: Tensor, goal: Goal, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the chosen loss."""
+        return victim.gradient(point, goal, LOSSES[self.loss])
+
+    def move(self, now: Now, memory: Memory) -> Tensor:
+        """One step of steepest ascent."""
+        return now.point + now.threat.steepest_ascent(self.direction(now, memory), self._length(now.threat), now.point)
+
+    def direction(self, now: Now, memory: Memory) -> Tensor:
+        """What to ascend along: the gradient by default."""
+        return now.gradient
+
+    def _length(self, threat: ThreatModel) -> float:
+        if self.step_size is not None:
+            return self.step_size
+        if math.isinf(threat.epsilon):
+            raise InputError(f"epsilon is inf: give attack '{self.name}' a step_size")
+        return self.reach * threat.epsilon / self.steps
+
+
+class BIM(SteepestAscent):
     """FGSM in small steps from the image (I-FGSM), projected after each.
 
     The paper's step is 1/255; here it is epsilon / steps unless `step_size` says otherwise, so that the last point can
@@ -31,26 +80,13 @@ class BIM(IterativeAttack):
 
     name = "bim"
     paper = "Kurakin, Goodfellow, Bengio: Adversarial examples in the physical world, ICLR workshop 2017"
-
-    step_size: Amount | None = None
-    """Length of a step; epsilon / steps where left out."""
-    loss: LossName = "cross-entropy"
-    """What the steps increase."""
+    reach = 1.0
 
     def start(
         self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng, restart: int
     ) -> tuple[Tensor, Memory]:
         """The image itself; a later restart starts at random."""
         return (images if restart == 0 else threat.random_start(images, rng)), {}
-
-    def gradient(self, victim: Victim, point: Tensor, goal: Goal, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the chosen loss."""
-        return victim.gradient(point, goal, LOSSES[self.loss])
-
-    def move(self, now: Now, memory: Memory) -> Tensor:
-        """One step of steepest ascent."""
-        size = now.threat.epsilon / self.steps if self.step_size is None else self.step_size
-        return now.point + now.threat.steepest_ascent(now.gradient, size, now.point)
 
 
 @hookimpl

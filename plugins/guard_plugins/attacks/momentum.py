@@ -30,13 +30,12 @@ class MIFGSM(BIM):
         point, _ = super().start(victim, images, goal, threat, rng, restart)
         return point, {"momentum": torch.zeros_like(images)}
 
-    def move(self, now: Now, memory: Memory) -> Tensor:
-        """One step of steepest ascent along the momentum."""
+    def direction(self, now: Now, memory: Memory) -> Tensor:
+        """The momentum."""
         scale = now.gradient.abs().mean((1, 2, 3), keepdim=True)
         unit = now.gradient / scale.clamp(min=torch.finfo(scale.dtype).tiny)
         memory["momentum"] = self.decay * memory["momentum"] + unit
-        size = now.threat.epsilon / self.steps if self.step_size is None else self.step_size
-        return now.point + now.threat.steepest_ascent(memory["momentum"], size, now.point)
+        return memory["momentum"]
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,11 +28,7 @@ class Saved(Attack):
 
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """See `Attack.perturb`."""
-        with np.load(self._file(), allow_pickle=False) as saved:
-            missing = {"adversarial", "indices"} - set(saved.files)
-            if missing:
-                raise InputError(f"'{self.path}' lacks {', '.join(sorted(missing))}. Save adversarial and indices")
-            adversarial, indices = torch.from_numpy(saved["adversarial"]), torch.from_numpy(saved["indices"])
+        adversarial, indices = self._load()
         if adversarial.shape[1:] != images.shape[1:]:
             raise InputError(
                 f"'{self.path}' holds images of shape {tuple(adversarial.shape[1:])}; "
@@ -42,6 +39,20 @@ class Saved(Attack):
         result = images.clone()
         result[rows.to(images.device)] = adversarial[places].to(images)
         return result
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        try:
+            with self._file().open("rb") as file, np.load(file, allow_pickle=False) as saved:
+                arrays = dict(saved)
+        except (ValueError, TypeError, EOFError, BadZipFile) as error:
+            raise InputError(f"'{self.path}' is no .npz file of arrays. Write it with numpy.savez") from error
+        missing = {"adversarial", "indices"} - arrays.keys()
+        if missing:
+            raise InputError(f"'{self.path}' lacks {', '.join(sorted(missing))}. Save adversarial and indices")
+        images, places = torch.from_numpy(arrays["adversarial"]), torch.from_numpy(arrays["indices"])
+        if len(images) != len(places):
+            raise InputError(f"'{self.path}' holds {len(images)} images and {len(places)} indices. Save one for each")
+        return images, places
 
     def _file(self) -> Path:
         path = Path(self.path).expanduser()

@@ -1,0 +1,69 @@
+"""The command line: one file a command. Nothing heavy is imported before a command runs."""
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+import guard
+from guard.cli.describe import describe
+from guard.cli.evaluate import evaluate
+from guard.cli.list import list_components
+from guard.cli.schema import print_schema
+from guard.errors import ContractError, GuardError
+
+app = typer.Typer(
+    name="guard",
+    help="Evaluate defenses of image classifiers against adversarial examples.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(evaluate)
+app.command("list")(list_components)
+app.command()(describe)
+app.command("schema")(print_schema)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"guard {guard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, each with one line."""
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        code = app(arguments, prog_name="guard", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        code, text = _told(error)
+        print(text, file=sys.stderr)
+    if code == 130:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+    sys.exit(code)
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """The exit code of an error and its one line."""
+    if isinstance(error, GuardError):
+        return (1 if isinstance(error, ContractError) else 2), str(error)
+    usage = getattr(error, "format_message", None)  # of typer's, whose class has another home in each of its versions
+    if usage is not None:
+        command = getattr(getattr(error, "ctx", None), "command_path", "guard")
+        return 2, f"{usage().rstrip('.')}. See {command} --help"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return 1, f"{text}. Add --debug to see where"

@@ -1,0 +1,45 @@
+"""The images to evaluate, checked."""
+
+import torch
+from torch import Tensor
+
+from guard.errors import InputError
+from guard.source import Data, DatasetSource
+
+
+def load_images(source: DatasetSource, limit: int | None) -> Data:
+    """The first `limit` images of the source's split, or all. Raises InputError."""
+    data = source.load(source.split)
+    data = data[:limit]
+    check_images(data.floats(), data.labels, source.num_classes)
+    return data
+
+
+def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> None:
+    """Raise InputError unless these are float images (N, C, H, W) in [0, 1] with one label each."""
+    if images.dtype == torch.uint8:
+        raise InputError("images are uint8. Give images.float() / 255")
+    kind = str(images.dtype).removeprefix("torch.")
+    if not images.is_floating_point() or images.dim() != 4:
+        raise InputError(f"images are {kind} of shape {tuple(images.shape)}. Give float32 images of shape (N, C, H, W)")
+    if len(images) != len(labels):
+        raise InputError(f"there are {len(images)} images and {len(labels)} labels. Give one label per image")
+    if not len(images):
+        raise InputError("there are no images. Give at least one")
+    if not images.isfinite().all():
+        raise InputError("images hold NaN or infinity. Give finite images in [0, 1]")
+    low, high = float(images.min()), float(images.max())
+    if low >= 0 and 2 < high <= 255:
+        raise InputError(f"images reach from {low:.3g} to {high:.3g}. Give images / 255")
+    if low < 0 or high > 1:
+        raise InputError(
+            f"images reach from {low:.3g} to {high:.3g}: they look normalised. "
+            f"Give guard.model(net, mean=..., std=...) and images in [0, 1]."
+        )
+    if labels.dim() != 1 or labels.is_floating_point():
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise InputError(f"labels are {kind} of shape {tuple(labels.shape)}. Give int64 labels of shape (N,)")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        classes = f"; there are {num_classes} classes, 0 to {num_classes - 1}" if num_classes else ""
+        raise InputError(f"labels reach from {low:.0f} to {high:.0f}{classes}. Give labels that count from 0")

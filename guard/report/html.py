@@ -1,0 +1,106 @@
+"""The page: one self-contained file; and its tables alone, for notebooks."""
+
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from guard.evaluation.result import Cell, Report, Row, WorstCase
+from guard.report import text
+from guard.report.colours import level, scale
+from guard.report.findings import findings, overstatements
+from guard.report.pictures import gallery
+from guard.report.tables import SCORED, Setting, tables, unique
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def page(report: Report) -> str:
+    """A whole HTML document that refers to nothing outside itself."""
+    return _template("page.html.j2").render(
+        **_shared(report),
+        overstatements=overstatements(report),
+        galleries=[
+            (cell, gallery(cell, report.pictures[cell.key])) for cell in report.cells if cell.key in report.pictures
+        ],
+        warnings=[row for row in (*report.cells, *report.worst_case) if row.status != "VALID"],
+        config=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def fragment(report: Report) -> str:
+    """The tables of a report as HTML that can stand inside another page; its style reaches nothing else there."""
+    return _template("fragment.html.j2").render(**_shared(report))
+
+
+def _shared(report: Report) -> dict[str, Any]:
+    """What the page and the fragment both show."""
+    groups = groupby(tables(report), key=lambda table: table.setting)
+    return {
+        "report": report,
+        "findings": findings(report),
+        "settings": [(setting, list(members)) for setting, members in groups],
+        "light": scale(dark=False),
+        "dark": scale(dark=True),
+    }
+
+
+@cache
+def _template(name: str) -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("guard", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": text.percent,
+        "interval": text.interval,
+        "count": text.count,
+        "seconds": text.seconds,
+        "level": level,
+        "score": lambda row: text.score(row).replace(text.AT_MOST, "\N{LESS-THAN OR EQUAL TO}"),
+        "hover": _hover,
+        "where": _where,
+        "fates": _fates,
+        "setting": Setting.of,
+        "points": lambda difference: f"{100 * difference:+.1f}",
+    }
+    environment.globals |= {"work": text.work, "unique": unique, "SCORED": SCORED}
+    return environment.get_template(name)
+
+
+def _where(row: Row) -> str:
+    """Which cell, in words."""
+    what = row.label if isinstance(row, Cell) else "worst case"
+    source = f" from {row.source}" if isinstance(row, Cell) and row.source else ""
+    return f"{what} on {row.defense}, {row.knowledge}{source}"
+
+
+def _hover(row: Row) -> str:
+    """What a figure means, said in full."""
+    said = [_where(row)]
+    if row.robust_accuracy is not None:
+        said.append(f"robust {text.percent(row.robust_accuracy)} % {text.interval(row)} of {row.images:,} images")
+    if row.attack_success_rate is not None and row.attack_success_denominator is not None:
+        said.append(
+            f"success {text.percent(row.attack_success_rate)} % of {row.attack_success_denominator:,} that count"
+        )
+    if row.robust_accuracy_8bit is not None:
+        said.append(f"in 8 bits {text.percent(row.robust_accuracy_8bit)} %")
+    if row.status != "VALID":
+        said.append(f"{row.status}: {row.reason}")
+    return "; ".join(said)
+
+
+def _fates(row: WorstCase) -> list[tuple[str, str, float]]:
+    """What became of the images, as (kind, label, share): robust, broken first by each attack, wrong when clean."""
+    clean, robust = row.clean_accuracy or 0.0, row.robust_accuracy or 0.0
+    first = [("broken", label, images / row.images) for label, images in row.broken_first.items()]
+    parts = [("robust", "robust", robust), *first, ("wrong", "wrong when clean", 1 - clean)]
+    return [part for part in parts if part[2] > 0]

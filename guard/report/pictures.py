@@ -1,0 +1,72 @@
+"""Pictures of a cell as data: URIs: the clean image, the adversarial one, and what was added."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.evaluation.result import Cell, Pictures
+from guard.threat import amount
+
+SHOWN = 6
+"""Pictures of each cell on the page."""
+_LARGEST = 128  # pixels of a side; larger images are thinned, or a page of photographs would not open
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One image and its adversary."""
+
+    label: str
+    clean_prediction: str
+    prediction: str
+    clean: str
+    """A PNG as a data: URI, as the two others."""
+    adversarial: str
+    perturbation: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A few images of a cell."""
+
+    triples: tuple[Triple, ...]
+    scale: str
+    """What black and white of a perturbation mean."""
+
+
+def gallery(cell: Cell, pictures: Pictures) -> Gallery:
+    """The first pictures of a cell.
+
+    A perturbation is centred at grey and scaled by its epsilon for linf; for l2 and l1, whose epsilon bounds no single
+    value, by the largest change shown.
+    """
+    clean, adversarial = pictures.clean[:SHOWN], pictures.adversarial[:SHOWN]
+    clean = clean[: len(adversarial)]
+    moved = adversarial - clean
+    scale = cell.epsilon if cell.norm == "linf" else float(np.abs(moved).max(initial=0)) or 1.0
+    triples = [
+        Triple(
+            pictures.labels[number],
+            pictures.clean_predictions[number],
+            pictures.predictions[number],
+            *(png(image) for image in (clean[number], adversarial[number], 0.5 + moved[number] / (2 * scale))),
+        )
+        for number in range(len(clean))
+    ]
+    meaning = f"epsilon {amount(scale)}" if cell.norm == "linf" else f"{scale:.2g}, the largest change shown"
+    return Gallery(tuple(triples), meaning)
+
+
+def png(image: NDArray[np.float32]) -> str:
+    """An image (C, H, W) in [0, 1] with 1 or 3 channels (of others the first) as a data: URI."""
+    from PIL import Image
+
+    stride = -(-max(image.shape[1:]) // _LARGEST)
+    values = (image[:, ::stride, ::stride].clip(0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(values.transpose(1, 2, 0) if len(values) == 3 else values[0])
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
