@@ -30,10 +30,11 @@ class Parameters(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool):
+        truths = [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, bool)]
+        if truths:
             wanted = list(_mentioned(cls.model_fields[str(info.field_name)].annotation))
             if (int in wanted or float in wanted) and bool not in wanted:
-                raise ValueError(f"{value} is no number; write a number")
+                raise ValueError(f"{truths[0]} is no number; write a number")
         return value
 
 

@@ -59,7 +59,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "", *, 
         return f"{text}{_at(where)}. Add {key}: {_example(fields.get(key))}"
     message = str(first.get("ctx", {}).get("error", ""))
     if _is_sentence(first):
-        return placed(message, where, _dotted(path))
+        return message if component and not where else placed(message, where, _dotted(path))
     if message and isinstance(first["input"], Mapping | BaseModel | list | tuple):  # too long to be shown
         return placed(f"{owner}: {message}" if owner else message, where, _dotted(path))
     at = (where, _dotted(_parent(path)))

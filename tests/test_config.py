@@ -133,7 +133,8 @@ def test_stacks_dump_as_short_as_they_can(registry: Registry) -> None:
         ({"seed": [0, 1, 0]}, "0 is listed twice (seed); list it once"),
         ({"threat": [{"norm": "l2", "epsilon": 1}] * 2}, "l2 1 is listed twice (threat); list it once"),
         ({"seed": [0, -1]}, "seed[1] is -1; it must be at least 0"),
-        ({"seed": True}, "seed[0]: True is no number; write a number"),
+        ({"seed": True}, "seed: True is no number; write a number"),
+        ({"seed": [0, True]}, "True is no number (seed); write a number"),
         ({"limit": 0}, "limit is 0; it must be above 0"),
         ({"limit": True}, "limit: True is no number; write a number"),
         ({"device": 3}, "device is 3; it must be text"),
@@ -157,7 +158,10 @@ def test_stacks_dump_as_short_as_they_can(registry: Registry) -> None:
         ({"training": {"from": "zero"}}, "from is 'zero' (training); it must be 'weights' or 'scratch'"),
         ({"training": 3}, "training is 3; it must be a mapping {key: value}"),
         ({"precision": "half"}, "precision is 'half'; it must be 'float32' or 'float64'"),
-        ({"model": {"name": "small-cnn", "std": [0]}}, "std[0] of model 'small-cnn': 0 is not above 0 (model); write"),
+        (
+            {"model": {"name": "small-cnn", "std": [0]}},
+            "std[0] of model 'small-cnn': 0 is not above 0 (model); write 8/255 or 0.3",
+        ),
         ({"threat": "linf"}, "threat is 'linf'; it must be a mapping {key: value}"),
         (
             {"threat": [{"norm": "l2", "epsilon": 1}, {"norm": "l3", "epsilon": 1}]},
@@ -169,6 +173,4 @@ def test_stacks_dump_as_short_as_they_can(registry: Registry) -> None:
 def test_what_cannot_be_is_refused_in_one_line(keys: dict[str, Any], message: str, registry: Registry) -> None:
     with pytest.raises(InputError) as caught:
         read(registry, **keys)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.startswith(message) if message.endswith("write") else text == message
+    assert str(caught.value) == message

@@ -24,7 +24,7 @@ def describe(
     registry = Registry.load(plugin or [])
     found = [item for item in registry if item.name == name.split(":")[0]]
     if not found:
-        lost = f" Plugins that did not load: {', '.join(registry.failures)}" if registry.failures else ""
+        lost = f" (plugins that did not load: {', '.join(registry.failures)})" if registry.failures else ""
         hint = suggestion(name, {item.name for item in registry})
         raise UnknownName(f"no attack, defense, model or dataset is named '{name}'. {hint}{lost}")
     for item in found:

@@ -128,7 +128,7 @@ def _span(report: Report, setting: Setting, knowledge: str, rows: Sequence[Worst
     """What the worst case covers beyond the attacks of its table."""
     here = [cell for cell in report.cells if _place(cell)[:4] == setting[:4]]
     covered = []
-    if {Setting.of(cell) for cell in here} > {Setting.of(row) for row in rows}:
+    if not {Setting.of(cell) for cell in here} <= {Setting.of(row) for row in rows}:
         goals, seeds = unique(cell.goal for cell in here), unique(str(cell.seed) for cell in here)
         covered += [f"the goals {joined(goals)}"] * (len(goals) > 1) + [f"the seeds {joined(seeds)}"] * (len(seeds) > 1)
     others = unique(cell.knowledge for cell in here if cell.knowledge != knowledge and cell.status in SCORED)

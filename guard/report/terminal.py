@@ -15,7 +15,7 @@ from guard.report.text import percent, score, work, worst
 _STYLES = {"VALID": "", "SUSPECT": "yellow", "INVALID": "bold red", "NOT_APPLICABLE": "dim", "INCOMPLETE": "yellow"}
 _GAP = 2  # blanks between columns, one of which the box draws
 _NARROW = 20  # a longer defense's name folds before the table is cut in two
-_WORST = "worst case [95 %]"
+_WORST = "worst case"
 
 
 def show(report: Report, console: Console) -> None:
@@ -25,7 +25,7 @@ def show(report: Report, console: Console) -> None:
         if table.setting != setting:
             setting = table.setting
             console.print(Text(f"\n{setting}, {table.images:,} images", style="bold"))
-        console.print(Text(f"{table.attacker} attacker; robust accuracy in %, an upper bound under these attacks"))
+        console.print(Text(f"{table.attacker} attacker; robust accuracy in %, an upper bound [95 % interval]"))
         for attacks in _blocks(table, console.width):
             console.print(_grid(table, attacks, console.width))
         for note in table.notes:

@@ -24,7 +24,8 @@ def test_the_strongest_defense_is_named_with_its_figures(report: Report) -> None
 
 def test_an_undefended_model_is_said_to_be_so(report: Report) -> None:
     assert findings(only(report, "none")) == [
-        "Undefended, small-cnn keeps 0.0 % [0.0, 3.8] of 597 images under the worst of 3 attacks (linf 0.2); clean 98.5 %."
+        "Undefended, small-cnn keeps 0.0 % [0.0, 3.8] of 597 images under the worst of 3 attacks (linf 0.2); "
+        "clean 98.5 %."
     ]
 
 

@@ -13,12 +13,15 @@ from guard.report.text import percent, score, worst
 def parsed(text: str) -> list[list[list[str]]]:
     """Tables as a Markdown reader sees them: rows of shown texts."""
     found: list[list[list[str]]] = []
+    inside = False
     for token in MarkdownIt("commonmark").enable("table").parse(text):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
             found[-1].append([])
-        elif token.type == "inline" and found and token.level == 4 + (not found[-1][1:]) - (not found[-1][1:]):
+        elif token.type in ("th_open", "td_open", "th_close", "td_close"):
+            inside = token.nesting == 1
+        elif inside:
             found[-1][-1].append("".join(part.content for part in token.children or []))
     return found
 

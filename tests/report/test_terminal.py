@@ -46,7 +46,7 @@ def test_no_number_is_truncated(report: Report, width: int, change: object) -> N
 
 def test_each_game_has_its_own_table(report: Report) -> None:
     text = shown(report, 100)
-    assert text.count("defense ") == len(tables(report)) == 6
+    assert len(re.findall("^defense  ", text, re.MULTILINE)) == len(tables(report)) == 6
     for heading in ("digits, linf 0.2", "cifar10, linf 8/255", "cifar10, l2 0.5"):
         assert heading in text
     assert text.count("oblivious attacker;") == 1
@@ -60,7 +60,7 @@ def test_reasons_and_cost_stand_below(report: Report) -> None:
 
 
 def test_labels_are_no_markup(report: Report) -> None:
-    cells = [cell.model_copy(update={"label": "[red]x[/]", "defense": "[bold]"}) for cell in report.cells]
+    cells = [cell.model_copy(update={"label": "[red]x[/]", "defense": "[bold]"}) for cell in report.cells[:1]]
     text = shown(report.model_copy(update={"cells": cells, "worst_case": []}), 100)
     assert "[red]x[/]" in text
     assert "[bold]" in text

@@ -53,7 +53,7 @@ def kept(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     modules = [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if type(module).__module__ == nn.ReLU.__module__
+        if type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, nn.MultiheadAttention)
     ]
     with _Heard() as heard:
         answer(model, images)

@@ -48,10 +48,10 @@ class TruncatedReLU(Defense):
         first, title = calibration[:_BATCH], type(getattr(model, "net", model)).__name__
         before = answer(model, first)
         model = truncate(model)
-        found, others = layers(model), ", ".join(kept(model, first))
+        found, others = layers(model), kept(model, first)
         if not found:
             raise InputError(
-                f"defense '{self.name}' finds no ReLU to replace in {title}, which has {others or 'no activations'}. "
+                f"defense '{self.name}' finds no ReLU to replace in {title}, which has {', '.join(others[:3]) or 'none'}. "
                 f"Write its activations as nn.ReLU modules"
             )
         if not torch.allclose(before, answer(model, first), rtol=1e-4, atol=1e-5):
@@ -62,7 +62,7 @@ class TruncatedReLU(Defense):
         caps = self._calibrated(model, calibration) if self.cap is None else dict.fromkeys(found, self.cap)
         for name, cap in caps.items():
             found[name].cap.clamp_(max=cap)
-        _log.info("%s: replaced %s; kept %s", self.name, ", ".join(found), others or "none")
+        _log.info("%s: replaced %s; kept %s", self.name, ", ".join(found), ", ".join(others) or "none")
         return model
 
     def relax(self, model: nn.Module) -> nn.Module:
