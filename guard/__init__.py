@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from guard.errors import ContractError as ContractError
     from guard.errors import GuardError as GuardError
     from guard.errors import InputError as InputError
-    from guard.evaluation.result import Report as Report
     from guard.goal import Goal as Goal
     from guard.hookspecs import hookimpl as hookimpl
     from guard.losses import LOSSES as LOSSES
     from guard.losses import LossName as LossName
     from guard.registry import Registry as Registry
+    from guard.report.report import Report as Report
     from guard.rng import Rng as Rng
     from guard.source import Data as Data
     from guard.source import DatasetSource as DatasetSource
@@ -69,7 +69,7 @@ else:
         "Norm": "threat",
         "Now": "attack",
         "Registry": "registry",
-        "Report": "evaluation.result",
+        "Report": "report.report",
         "Rng": "rng",
         "Split": "source",
         "Stack": "defense",
@@ -98,6 +98,7 @@ else:
 
 
 __all__ = [
+    "LOSSES",
     "Access",
     "Amount",
     "Attack",
@@ -111,7 +112,6 @@ __all__ = [
     "ImageModel",
     "InputError",
     "IterativeAttack",
-    "LOSSES",
     "LossName",
     "Memory",
     "MinimalAttack",

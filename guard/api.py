@@ -12,16 +12,16 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from guard.attack import Attack
 from guard.classifier import ImageModel, model
 from guard.config import EvaluationConfig
-from guard.errors import InputError
+from guard.errors import GuardError, InputError
 from guard.evaluation.crafting import craft as craft_batch
-from guard.evaluation.folder import claim
+from guard.evaluation.folder import claim, release
 from guard.evaluation.images import check_images
-from guard.evaluation.result import Report
 from guard.evaluation.run import run
 from guard.goal import Goal
 from guard.live import LiveData, LiveModel
 from guard.progress import Progress
 from guard.registry import Registry
+from guard.report.report import Report
 from guard.rng import Rng
 from guard.source import Data, DatasetSource, ModelSource
 from guard.threat import ThreatModel
@@ -64,9 +64,7 @@ def evaluate(
         "plugins": [str(file) for file in plugins],
     }
     config = EvaluationConfig.of(keys | settings, registry.create)
-    if out is not None:
-        claim(Path(out), config)
-    report = run(
+    return perform(
         config,
         registry,
         out=None if out is None else Path(out),
@@ -74,6 +72,29 @@ def evaluate(
         no_train=no_train,
         progress=progress,
     )
+
+
+def perform(
+    config: EvaluationConfig,
+    registry: Registry,
+    *,
+    out: Path | None = None,
+    keep_images: bool = False,
+    no_train: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluate a config that has been read, and write the report into `out`, which belongs to it from then on."""
+    if out is not None:
+        claim(out, config)
+    try:
+        results = run(
+            config, registry, out=out, keep_images=keep_images, no_train=no_train, progress=progress or Progress()
+        )
+    except GuardError:
+        if out is not None:
+            release(out)
+        raise
+    report = Report.of(results)
     if out is not None:
         report.save(out)
     return report

@@ -64,4 +64,3 @@ class LiveData(DatasetSource):
         """Of the test split."""
         channels, height, width = self._splits["test"].images.shape[1:]
         return channels, height, width
-

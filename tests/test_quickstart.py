@@ -53,7 +53,9 @@ def test_a_worst_case_is_at_most_each_of_its_cells(runs: list[dict[str, Any]]) -
         own = [c for c in runs[0]["cells"] if (c["defense"], c["knowledge"]) == (row["defense"], row["knowledge"])]
         valid = [c["robust_accuracy"] for c in own if c["status"] == "VALID"]
         assert row["robust_accuracy"] <= min(valid)
-        assert sum(row["broken_first"].values()) == round((row["clean_accuracy"] - row["robust_accuracy"]) * row["images"])
+        assert sum(row["broken_first"].values()) == round(
+            (row["clean_accuracy"] - row["robust_accuracy"]) * row["images"]
+        )
 
 
 def test_a_second_run_computes_nothing(runs: list[dict[str, Any]]) -> None:

@@ -32,9 +32,7 @@ def evaluate(
     from rich.console import Console
 
     from guard import configfile
-    from guard.errors import GuardError
-    from guard.evaluation.folder import claim, release
-    from guard.evaluation.run import run
+    from guard.api import perform
     from guard.progress import Progress
     from guard.report.live import LiveProgress
     from guard.report.terminal import show
@@ -42,15 +40,9 @@ def evaluate(
     overrides = [f"{key}={value}" for key, value in (("device", device), ("limit", limit)) if value is not None]
     settings, registry = configfile.read(config, [*(set_ or []), *overrides], plugin or [])
     folder = out or Path("runs") / config.stem
-    claim(folder, settings)
     progress = Progress() if quiet else LiveProgress(Console(stderr=True))
-    try:
-        report = run(settings, registry, out=folder, keep_images=keep_images, no_train=no_train, progress=progress)
-    except GuardError:
-        release(folder)
-        raise
-    page = report.save(folder)
+    report = perform(settings, registry, out=folder, keep_images=keep_images, no_train=no_train, progress=progress)
     if not quiet:
         show(report, Console())
-    print(page)
+    print(folder / "report.html")
     return int(any(cell.status == "INVALID" for cell in report.cells))

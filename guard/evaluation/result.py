@@ -1,6 +1,5 @@
 """What an evaluation returns: cells, worst cases and what they were computed with."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -99,7 +98,7 @@ class Pictures(BaseModel):
     predictions: tuple[str, ...]
 
 
-class Report(BaseModel):
+class Results(BaseModel):
     """The result of a run: what `results.json` holds, and what a page needs beside it."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, ser_json_inf_nan="strings")
@@ -125,14 +124,3 @@ class Report(BaseModel):
         import pandas
 
         return pandas.DataFrame([cell.model_dump() for cell in self.cells])
-
-    def _repr_html_(self) -> str:
-        from guard.report.html import fragment
-
-        return fragment(self)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write results.json, results.csv, report.md and report.html into a folder."""
-        from guard.report.files import save
-
-        return save(self, Path(folder))

@@ -19,7 +19,7 @@ from guard.evaluation.keys import environment_key, key
 from guard.evaluation.outcome import PICTURES, Bench
 from guard.evaluation.plan import PlannedCell, Trial, cells, trials
 from guard.evaluation.prepare import Defended, Network, Workshop, data_key, label_of
-from guard.evaluation.result import Cell, Pictures, Report, Status
+from guard.evaluation.result import Cell, Pictures, Results, Status
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, Store, write_arrays
 from guard.evaluation.summary import Flags, best, candidate, figures, joined, worst_cases
@@ -41,7 +41,7 @@ def run(
     no_train: bool = False,
     progress: Progress | None = None,
     store: Store | None = None,
-) -> Report:
+) -> Results:
     """Evaluate a config. What the store holds already is not computed again, so a killed run goes on where it stopped.
 
     `keep_images` writes the adversarial images under `out`/images. Raises InputError.
@@ -65,7 +65,7 @@ class _Run:
         self._outcomes: dict[int, list[Arrays]] = {}
         self._clean: dict[int, list[Tensor]] = {}
 
-    def report(self, out: Path | None, no_train: bool) -> Report:
+    def report(self, out: Path | None, no_train: bool) -> Results:
         began = datetime.now(UTC)
         self._data = load_images(self._config.dataset, self._config.limit)
         planned = self._prepare(no_train)
@@ -76,7 +76,7 @@ class _Run:
             for (_, victim, _), (_, row, _) in zip(planned, rows, strict=True)
             if id(victim.network) not in self._failed
         }
-        report = Report(
+        report = Results(
             run={
                 "started": began.isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self._started, 3),

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from guard.errors import InputError
-from guard.evaluation.result import Cell, Report
+from guard.evaluation.result import Cell, Results
 from guard.report.html import page
 from guard.report.markdown import document
 
 
-def save(report: Report, folder: Path) -> Path:
+def save(report: Results, folder: Path) -> Path:
     """Write the four files into a folder, made where it is missing, each in one piece; return the page's path.
 
     Raises InputError where the folder cannot be written.
@@ -36,7 +36,7 @@ def save(report: Report, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def table(report: Report) -> str:
+def table(report: Results) -> str:
     """results.csv: one row for each cell. Parameters and candidates are JSON; the interval is two columns."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, [name for field in Cell.model_fields for name in _columns(field)])

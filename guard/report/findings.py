@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guard.evaluation.result import Report, Row, WorstCase
+from guard.evaluation.result import Results, Row, WorstCase
 from guard.report.tables import SCORED, Setting, Table, tables, unique
 from guard.report.text import interval, joined, percent
 from guard.threat import amount
 
 
-def findings(report: Report) -> list[str]:
+def findings(report: Results) -> list[str]:
     """One sentence for each data set, threat model, goal and seed: what stands strongest under the worst case."""
     games: dict[tuple[str, str, str, int], list[WorstCase]] = {}
     for row in report.worst_case:
@@ -79,7 +79,7 @@ class Overstatement:
         return self.oblivious - self.adaptive
 
 
-def overstatements(report: Report) -> list[Overstatement]:
+def overstatements(report: Results) -> list[Overstatement]:
     """Each defense that was met by both an adaptive and an oblivious attacker, with a figure for both."""
     everything = tables(report)
     pairs = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from guard.evaluation.result import Cell, Report, Row, WorstCase
+from guard.evaluation.result import Cell, Results, Row, WorstCase
 from guard.report import text
 from guard.report.colours import level, scale
 from guard.report.findings import findings, overstatements
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def page(report: Report) -> str:
+def page(report: Results) -> str:
     """A whole HTML document that refers to nothing outside itself."""
     return _template("page.html.j2").render(
         **_shared(report),
@@ -30,12 +30,12 @@ def page(report: Report) -> str:
     )
 
 
-def fragment(report: Report) -> str:
+def fragment(report: Results) -> str:
     """The tables of a report as HTML that can stand inside another page; its style reaches nothing else there."""
     return _template("fragment.html.j2").render(**_shared(report))
 
 
-def _shared(report: Report) -> dict[str, Any]:
+def _shared(report: Results) -> dict[str, Any]:
     """What the page and the fragment both show."""
     groups = groupby(tables(report), key=lambda table: table.setting)
     return {

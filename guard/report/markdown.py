@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import yaml
 
-from guard.evaluation.result import Report
+from guard.evaluation.result import Results
 from guard.report.findings import findings
 from guard.report.tables import Table, tables
 from guard.report.text import percent, score, work, worst
@@ -22,7 +22,7 @@ _EXPLAINED = (
 )
 
 
-def document(report: Report) -> str:
+def document(report: Results) -> str:
     """The whole of report.md."""
     parts = ["# Robustness report", "\n".join(f"- {plain(finding)}" for finding in findings(report)), _EXPLAINED]
     setting = None

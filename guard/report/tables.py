@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from guard.evaluation.result import Cell, Report, Row, WorstCase
+from guard.evaluation.result import Cell, Results, Row, WorstCase
 from guard.report.text import joined
 from guard.threat import amount
 
@@ -75,7 +75,7 @@ class Table:
         return max(cell.images for line in self.lines for cell in line.cells.values())
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: Results) -> list[Table]:
     """One table for each setting and knowledge, those of a setting side by side, in the order of the cells."""
     groups: dict[tuple[Setting, str, str | None], list[Cell]] = {}
     for cell in report.cells:
@@ -90,7 +90,7 @@ def unique(items: Iterable) -> list:  # type: ignore[type-arg]
     return list(dict.fromkeys(items))
 
 
-def _table(report: Report, setting: Setting, knowledge: str, source: str | None, cells: Sequence[Cell]) -> Table:
+def _table(report: Results, setting: Setting, knowledge: str, source: str | None, cells: Sequence[Cell]) -> Table:
     rows = [row for row in report.worst_case if _place(row) == (*setting[:4], knowledge)]
     lines = []
     for defense in unique(cell.defense for cell in cells):
@@ -124,7 +124,7 @@ def _reasons(lines: Sequence[Line]) -> list[str]:
     return notes
 
 
-def _span(report: Report, setting: Setting, knowledge: str, rows: Sequence[WorstCase]) -> list[str]:
+def _span(report: Results, setting: Setting, knowledge: str, rows: Sequence[WorstCase]) -> list[str]:
     """What the worst case covers beyond the attacks of its table."""
     here = [cell for cell in report.cells if _place(cell)[:4] == setting[:4]]
     covered = []

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 from rich.text import Text
 
-from guard.evaluation.result import Report, Row
+from guard.evaluation.result import Results, Row
 from guard.report.tables import Line, Table, tables
 from guard.report.text import percent, score, work, worst
 
@@ -18,7 +18,7 @@ _NARROW = 20  # a longer defense's name folds before the table is cut in two
 _WORST = "worst case"
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Results, console: Console) -> None:
     """Print the tables of a report, the reasons for marked figures, and what was computed."""
     setting = None
     for table in tables(report):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from guard.evaluation.result import Report, Row
+from guard.evaluation.result import Results, Row
 
 NOT_COMPUTED = "-"
 AT_MOST = "<="
@@ -61,7 +61,7 @@ def joined(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def work(report: Report) -> str:
+def work(report: Results) -> str:
     """What was computed, what the cache gave, and how long it took; says what of it the run recorded."""
     run = report.run
     parts = [f"{run[key]:,} {text}" for key, text in _WORK.items() if key in run]

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import guard
 from guard.cli import main
 from guard.config import EvaluationConfig
 from guard.errors import ContractError, InputError
-from guard.evaluation.result import Report
+from guard.evaluation.result import Cell, Results
 
 CONFIG = "dataset: digits\nmodel: small-cnn\nthreat: {norm: linf, epsilon: 8/255}\nattacks: [fgsm]\n"
 HEAVY = {"torch", "pydantic", "pluggy", "numpy", "yaml", "torchvision", "rich"}
@@ -40,23 +39,21 @@ class Fake:
         assert (settings["out"] / "config.json").exists(), "the folder is claimed before anything is computed"
         if self.error is not None:
             raise self.error
-        report = Report(run={}, config={}, versions={}, plugins={}, cells=[], worst_case=[])
-        fields = {"cells": [types.SimpleNamespace(status=self.status)], "save": self.save}
-        return types.SimpleNamespace(**{**report.__dict__, **fields})
-
-    def save(self, folder: Path) -> Path:
-        (folder / "results.json").write_text("{}")
-        return folder / "report.html"
+        place = {"dataset": "digits", "model": "small-cnn", "defense": "none", "goal": "untargeted", "seed": 0}
+        game = {"norm": "linf", "epsilon": 0.1, "knowledge": "adaptive", "label": "fgsm", "attack": "fgsm"}
+        figures = {"images": 3, "clean_accuracy": 0.9, "robust_accuracy": 0.5, "robust_accuracy_interval": (0.1, 0.9)}
+        costs = {"forwards_per_image": 1.0, "backwards_per_image": 1.0, "seconds": 1.0, "max_distance": 0.1}
+        rest = {"attack_success_rate": 0.4, "attack_success_denominator": 3, "attack_parameters": {}}
+        cell = Cell.model_validate({"key": "1", "status": self.status} | place | game | figures | costs | rest)
+        run = {"started": "now", "seconds": 1.0, "device": "cpu", "computed_shards": 1, "cached_shards": 0}
+        return Results(run=run, config={}, versions={}, plugins={}, cells=[cell], worst_case=[])
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     stand_in = Fake()
-    evaluation, terminal = types.ModuleType("guard.evaluation.run"), types.ModuleType("guard.report.terminal")
-    evaluation.run = stand_in.run  # type: ignore[attr-defined]
-    terminal.show = lambda report, console: console.print("the table")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "guard.evaluation.run", evaluation)
-    monkeypatch.setitem(sys.modules, "guard.report.terminal", terminal)
+    monkeypatch.setattr("guard.api.run", stand_in.run)
+    monkeypatch.setattr("guard.report.terminal.show", lambda report, console: console.print("the table"))
     return stand_in
 
 

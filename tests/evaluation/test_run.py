@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import guard
-from guard import Attack, Defense, Goal, InputError, Rng, ThreatModel, Victim
-from guard.evaluation.result import Cell, Report
+from guard import Attack, Defense, Goal, InputError, Report, Rng, ThreatModel, Victim
+from guard.evaluation.result import Cell
 
 LINF = ThreatModel(norm="linf", epsilon=0.02)
 NONE = [guard.Stack()]

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guard.evaluation.result import Candidate, Cell, Pictures, Report, WorstCase
+from guard import Report
+from guard.evaluation.result import Candidate, Cell, Pictures, WorstCase
 
 _ROBUST = {  # of 597 images, by defense: the adaptive and the oblivious attacker's count for each attack
     "none": ({"fgsm": 81, "pgd": 3, "apgd": 0}, {}),

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from guard import Report
 from guard.errors import InputError
-from guard.evaluation.result import Cell, Report
+from guard.evaluation.result import Cell
 from guard.report import files
 
 

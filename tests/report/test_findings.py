@@ -1,6 +1,7 @@
 import pytest
 
-from guard.evaluation.result import Report, WorstCase
+from guard import Report
+from guard.evaluation.result import WorstCase
 from guard.report.findings import findings, overstatements
 from guard.report.tables import tables
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guard.evaluation.result import Cell, Report, WorstCase
+from guard import Report
+from guard.evaluation.result import Cell, WorstCase
 from guard.report.colours import contrast, level, scale
 from guard.report.html import fragment, page
 from guard.report.pictures import gallery

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from guard.evaluation.result import Report
+from guard import Report
 from guard.report.markdown import document, plain
 from guard.report.tables import tables
 from guard.report.text import percent, score, worst

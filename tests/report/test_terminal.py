@@ -4,7 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from guard.evaluation.result import Cell, Report
+from guard import Report
+from guard.evaluation.result import Cell
 from guard.report.tables import tables
 from guard.report.terminal import show
 from guard.report.text import count, interval, percent, score, seconds, worst
