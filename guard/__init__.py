@@ -1,7 +1,8 @@
 """guard evaluates defenses of image classifiers against adversarial examples.
 
     import guard
-    report = guard.evaluate(model, (images, labels), attacks=["fgsm", "pgd"], threat=guard.ThreatModel(norm="linf", epsilon=8 / 255))
+    threat = guard.ThreatModel(norm="linf", epsilon=8 / 255)
+    report = guard.evaluate(model, (images, labels), attacks=["fgsm", "pgd"], threat=threat)
 
 Images are float32 in [0, 1], shape (N, C, H, W); models return logits. Everything is loaded when it is first used.
 """

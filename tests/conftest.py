@@ -1,6 +1,7 @@
 """Toy models and oracles that several test files share."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +123,9 @@ def linear_optimum() -> Callable[[str, np.ndarray, np.ndarray, float], np.ndarra
         return image + np.sign(gradient) * step
 
     return optimum
+
+
+@pytest.fixture(scope="session")
+def quickstart_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for what is run from the quickstart's config, so that its networks are trained once."""
+    return tmp_path_factory.mktemp("quickstart-cache")

@@ -2,31 +2,36 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-INPUT_DEFENSES = {"gaussian-blur", "median", "bit-depth"}
+INPUT_DEFENSES = {
+    "gaussian-blur",
+    "bit-depth",
+    "adversarial-training + gaussian-blur",
+    "adversarial-training + median",
+}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory, quickstart_cache: Path) -> list[dict[str, Any]]:
     """results.json of two runs of the quickstart on one cache."""
     folder = tmp_path_factory.mktemp("quickstart")
     results = []
     for name in ("first", "second"):
         command = [sys.executable, "-m", "guard", "evaluate", "configs/quickstart.yaml", "--out", str(folder / name)]
-        environment = os.environ | {"GUARD_CACHE": str(folder / "cache")}
+        environment = os.environ | {"GUARD_CACHE": str(quickstart_cache)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert (folder / name / "report.html").stat().st_size > 50_000
         results.append(json.loads((folder / name / "results.json").read_text()))
-    yield results
+    return results
 
 
 def worst(results: dict[str, Any], defense: str, knowledge: str = "adaptive") -> float:
@@ -46,6 +51,17 @@ def test_the_matrix_says_something(runs: list[dict[str, Any]]) -> None:
     gaps = {name: worst(results, name, "oblivious") - worst(results, name) for name in INPUT_DEFENSES}
     assert max(gaps.values()) >= 0.2, gaps
     assert min(gaps.values()) >= 0, gaps
+
+
+def test_the_readme_shows_these_figures(runs: list[dict[str, Any]]) -> None:
+    text = (ROOT / "README.md").read_text()
+    adaptive = text[text.index("adaptive attacker;") : text.index("oblivious attacker;")]
+    for name in ("none", "gaussian-blur", "bit-depth", "truncated-relu", "shape-bias", "adversarial-training"):
+        (line,) = [line for line in adaptive.splitlines() if re.match(rf"{name} +\d.*\[", line)][:1]
+        shown = [float(part) for part in line.split("[")[0].split()[1:]]
+        cells = [c for c in runs[0]["cells"] if (c["defense"], c["knowledge"]) == (name, "adaptive")]
+        ours = [cells[0]["clean_accuracy"], *(c["robust_accuracy"] for c in cells), worst(runs[0], name)]
+        assert shown == pytest.approx([100 * value for value in ours], abs=8)
 
 
 def test_a_worst_case_is_at_most_each_of_its_cells(runs: list[dict[str, Any]]) -> None:

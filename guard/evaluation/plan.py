@@ -116,8 +116,7 @@ def trials(cell: PlannedCell, victim: Defended, source: Network | None, environm
     if cell.knowledge == "oblivious":
         if victim.oblivious is None:
             raise NotApplicable(
-                f"defense '{cell.defense_label}' adds nothing after training that an oblivious attacker could ignore. "
-                f"Use knowledge: adaptive"
+                "nothing is added after training that an oblivious attacker could ignore. Use knowledge: adaptive"
             )
         crafted_on = [("oblivious", victim.oblivious)]
     for _, on in crafted_on:

@@ -88,7 +88,8 @@ class Workshop:
 
     def _network(self, model: nn.Module, stages: Sequence[Stage]) -> Network:
         try:
-            content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
+            with held(model):  # the mode it was left in decides nothing
+                content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
         except UnkeyableError:
             content = None
         return Network(model, tuple(stages), getattr(model, "access", "gradients"), content)

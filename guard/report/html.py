@@ -25,7 +25,7 @@ def page(report: Results) -> str:
         galleries=[
             (cell, gallery(cell, report.pictures[cell.key])) for cell in report.cells if cell.key in report.pictures
         ],
-        warnings=[row for row in (*report.cells, *report.worst_case) if row.status != "VALID"],
+        warnings=[row for row in (*report.cells, *report.worst_case) if row.status not in ("VALID", "NOT_APPLICABLE")],
         config=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True),
     )
 

@@ -99,7 +99,10 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
         worst = next(iter(exact or mine), None)  # one row may span goals and seeds
         lines.append(Line(defense, {cell.label: cell for cell in cells if cell.defense == defense}, worst))
     attacks = tuple(unique(cell.label for cell in cells))
-    notes = (*_reasons(lines), *_span(report, setting, knowledge, rows))
+    applies = [line for line in lines if any(cell.status != "NOT_APPLICABLE" for cell in line.cells.values())]
+    left = [line for line in lines if applies and line not in applies]
+    lines = applies or lines
+    notes = (*_reasons(lines), *_left_out(left), *_span(report, setting, knowledge, rows))
     return Table(setting, knowledge, source, attacks, tuple(lines), notes)
 
 
@@ -122,6 +125,16 @@ def _reasons(lines: Sequence[Line]) -> list[str]:
         places = "; ".join(f"{joined(labels)} on {defense}" for defense, labels in where.items())
         notes.append(f"{status.replace('_', ' ')}: {places}: {reason}")
     return notes
+
+
+def _left_out(lines: Sequence[Line]) -> list[str]:
+    """The defenses that no attack of a table applies to, by reason."""
+    reasons = unique(cell.reason for line in lines for cell in line.cells.values())
+    where = {
+        reason: [line.defense for line in lines if reason in {cell.reason for cell in line.cells.values()}]
+        for reason in reasons
+    }
+    return [f"Left out: {joined(defenses)}: {reason}" for reason, defenses in where.items()]
 
 
 def _span(report: Results, setting: Setting, knowledge: str, rows: Sequence[WorstCase]) -> list[str]:

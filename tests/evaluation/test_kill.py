@@ -25,7 +25,8 @@ with torch.no_grad():
 threat = guard.ThreatModel(norm="linf", epsilon=0.01)
 attacks = ["noise", {"name": "pgd", "steps": 40, "restarts": 3}]
 report = guard.evaluate(net, (images, labels), attacks=attacks, threat=threat, batch_size=64)
-print(json.dumps([report.run["computed_shards"], [c.model_dump(exclude={"seconds", "candidates"}) for c in report.cells]]))
+cells = [cell.model_dump(exclude={"seconds", "candidates"}) for cell in report.cells]
+print(json.dumps([report.run["computed_shards"], cells]))
 """
 
 

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from guard import Report
@@ -117,9 +118,12 @@ def test_the_matrix_shows_the_numbers_of_the_report(report: Report, write: objec
 def test_every_warning_stands_on_the_page_with_its_reason(report: Report) -> None:
     text = page(report)
     section = text[text.index('id="warnings"') : text.index('id="config"')]
-    marked = [row for row in (*report.cells, *report.worst_case) if row.status != "VALID"]
+    marked = [row for row in (*report.cells, *report.worst_case) if row.status not in ("VALID", "NOT_APPLICABLE")]
     assert section.count("<tr>") == len(marked) + 1
     assert f"{len(marked)} warnings" in text
+    left_out = [cell for cell in report.cells if cell.status == "NOT_APPLICABLE"]
+    assert left_out
+    assert all(f"Left out: {cell.defense}: {escape(cell.reason)}" in text for cell in left_out)
 
 
 def test_a_report_without_pictures_warnings_or_cells_still_has_a_page(report: Report) -> None:

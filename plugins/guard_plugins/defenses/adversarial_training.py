@@ -1,9 +1,10 @@
 """Adversarial training."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError
 from torch import Generator, Tensor, nn
 
 from guard import Amount, Attack, Defense, Goal, InputError, Rng, ThreatModel, Victim, held, hookimpl
@@ -25,15 +26,8 @@ class AdversarialTraining(Defense):
 
     attack: Attack = PGD(steps=7)
     """Crafts the adversarial images: any attack on gradients, logits or labels, by name or mapping."""
-    epsilon: Amount | None = None
+    epsilon: Annotated[Amount, Field(gt=0)] | None = None
     """Radius to train at; the config's first threat's where left out. The norm is always that threat's."""
-
-    @field_validator("epsilon")
-    @classmethod
-    def _positive(cls, value: float | None) -> float | None:
-        if value is not None and not value > 0:
-            raise ValueError("It must be above 0, such as 8/255")
-        return value
 
     def adversary(
         self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator

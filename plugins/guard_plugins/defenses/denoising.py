@@ -11,7 +11,7 @@ from guard import Defense, InputError, Rng, hookimpl
 
 def _odd(size: int) -> int:
     if size < 3 or size % 2 == 0:
-        raise ValueError("A window has an odd side of at least 3 pixels: 3, 5, 7")
+        raise ValueError(f"{size} is no odd number of at least 3; write 3 or 5")
     return size
 
 

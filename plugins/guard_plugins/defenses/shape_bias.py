@@ -33,10 +33,10 @@ class ShapeBias(Defense):
     """Probability that an image loses its colours."""
     jitter: Share = 0.8
     """Probability that brightness, contrast, saturation and hue change."""
-    jitter_strength: Share = 0.4
+    jitter_strength: Share = 0.2
     """The first three are multiplied by a number in [1 - strength, 1 + strength]; the hue turns by at most a quarter of
     it (1 would be the whole circle)."""
-    blur: Share = 0.5
+    blur: Share = 0.25
     """Probability of a Gaussian blur, in a window of 5 pixels."""
     blur_sigma: PositiveFloat = 1.0
     """Largest standard deviation of the blur, in pixels; the smallest is a tenth of it."""
@@ -52,10 +52,7 @@ class ShapeBias(Defense):
 
         seed = int(torch.randint(2**62, (), generator=generator))
         # what each image meets is drawn on the CPU, where kornia checks it without waiting for the device
-        chosen, factors = (
-            torch.rand(4, len(images), generator=generator),
-            torch.rand(5, len(images), generator=generator),
-        )
+        chosen, factors = torch.rand(9, len(images), generator=generator).split([4, 5])
         grey, jittered, blurred, noisy = chosen.to(images.device)[..., None, None, None]
         if images.shape[1] == 3:
             images = torch.where(grey < self.grayscale, rgb_to_grayscale(images).expand_as(images), images)

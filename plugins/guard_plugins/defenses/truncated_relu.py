@@ -51,8 +51,8 @@ class TruncatedReLU(Defense):
         found, others = layers(model), kept(model, first)
         if not found:
             raise InputError(
-                f"defense '{self.name}' finds no ReLU to replace in {title}, which has {', '.join(others[:3]) or 'none'}. "
-                f"Write its activations as nn.ReLU modules"
+                f"defense '{self.name}' finds no ReLU to replace in {title}, "
+                f"which has {', '.join(others[:3]) or 'no activations'}. Write its activations as nn.ReLU modules"
             )
         if not torch.allclose(before, answer(model, first), rtol=1e-4, atol=1e-5):
             raise InputError(

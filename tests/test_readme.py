@@ -1,0 +1,105 @@
+"""Everything the README shows is run here, and what it prints is what the README says."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == language]
+
+
+def following(text: str) -> str:
+    """The output that the README shows after a block."""
+    return next(shown for kind, shown in BLOCKS[BLOCKS.index(("python", text)) + 1 :] if kind == "text")
+
+
+def guard(command: str, folder: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
+    """Run the arguments of a `guard` command line in a folder, as a shell would."""
+    environment = os.environ | {"GUARD_CACHE": str(cache), "COLUMNS": "80"}
+    line = command.replace("guard ", f"{sys.executable} -m guard ", 1)
+    return subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+def test_the_two_commands() -> None:
+    first, second, _ = blocks("sh")
+    assert first == "pip install -e . && guard evaluate configs/quickstart.yaml\n"
+    assert second == 'pip install -e ".[test]" && pytest\n'
+    assert (ROOT / "configs/quickstart.yaml").exists()
+    assert r'pip install -e "\.\[test\]" && pytest' in (ROOT / ".ci/run").read_text()
+
+
+def test_the_config_is_the_quickstarts() -> None:
+    (shown,) = blocks("yaml")
+    assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+
+
+def test_the_picture_is_there() -> None:
+    (path,) = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert (ROOT / path).stat().st_size > 10_000
+
+
+def test_your_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = blocks("python")[0]
+    monkeypatch.setenv("GUARD_CACHE", str(tmp_path))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README", "exec"), {"__name__": "readme"})
+    ours, shown = printed.getvalue().splitlines(), following(code).splitlines()
+    assert len(ours) == len(shown) == 2
+    for one, other in zip(ours, shown, strict=True):
+        assert re.sub(r"[\d.]+", "0", one) == re.sub(r"[\d.]+", "0", other)
+        for a, b in zip(re.findall(r"\d\.\d+", one), re.findall(r"\d\.\d+", other), strict=True):
+            assert float(a) == pytest.approx(float(b), abs=0.01)
+
+
+def test_the_plugin_of_eight_lines(workplace: Path, quickstart_cache: Path) -> None:
+    code = blocks("python")[1]
+    lines = [line for line in code.splitlines() if not line.startswith(("#", "@"))]
+    assert len([line for line in lines if '"""' not in line]) <= 8
+    (workplace / "mine.py").write_text(code)
+    command = blocks("sh")[2].strip()
+    done = guard(command, workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((workplace / "runs/corner/results.json").read_text())
+    corner, pgd = results["cells"]
+    assert (corner["label"], corner["status"], pgd["status"]) == ("corner", "VALID", "VALID")
+    assert pgd["robust_accuracy"] < corner["robust_accuracy"] < corner["clean_accuracy"]
+    assert results["plugins"]["attack corner"].startswith("'mine' (")
+    assert (workplace / "runs/corner/plugins/mine.py").read_text() == code
+    assert len(done.stdout.splitlines()) >= len(following(code).splitlines())
+
+
+@pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))
+def test_small_commands(command: str, workplace: Path) -> None:
+    (workplace / "mine.py").write_text(blocks("python")[1])
+    done = guard(command, workplace, workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_valid(path: Path) -> None:
+    from guard.configfile import read
+
+    config, _ = read(path)
+    assert path.read_text().startswith("# ")
+    assert config.attacks
