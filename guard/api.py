@@ -4,28 +4,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from guard.attack import Attack
 from guard.classifier import ImageModel, model
 from guard.config import EvaluationConfig
-from guard.errors import GuardError, InputError
+from guard.errors import GuardError, InputError, NotApplicable
+from guard.evaluation.crafting import applicable
 from guard.evaluation.crafting import craft as craft_batch
 from guard.evaluation.folder import claim, release
 from guard.evaluation.images import check_images
+from guard.evaluation.network import Network, answer, beside
 from guard.evaluation.run import run
 from guard.goal import Goal
 from guard.live import LiveData, LiveModel
 from guard.progress import Progress
 from guard.registry import Registry
 from guard.report.report import Report
-from guard.rng import Rng
 from guard.source import Data, DatasetSource, ModelSource
 from guard.threat import ThreatModel
-from guard.victim import Victim, held
 
 Images = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any] | DatasetSource | str | dict[str, Any]
 """A pair (images, labels), a Dataset or DataLoader of such, or what a config writes under `dataset`."""
@@ -123,17 +124,43 @@ def craft(
     registry = Registry.load(plugins)
     chosen: Attack = registry.create("attack", attack)
     check_images(images, labels, None)
-    network = _image_model(model)
-    where = torch.arange(len(images)) if index is None else index
+    images, labels, network = images.detach(), labels.to(images.device).long(), _image_model(model)
+    classes = answer(network, images[:1], _name(model)).shape[1]
+    check_images(images, labels, classes)
+    where = torch.arange(len(images)) if index is None else _checked("index", index, len(images), None)
+    aims = None if targets is None else _checked("targets", targets, len(images), classes)
+    try:
+        applicable(chosen, chosen.name, threat, network.access)
+    except NotApplicable as error:
+        raise InputError(str(error)) from error
+    who = f"attack '{chosen.name}' from '{registry.origin(chosen).distribution}'"
     parts = []
-    for rows in torch.arange(len(images)).split(batch_size):
-        batch, place, shape = images[rows], where[rows].to(images.device), tuple(images.shape[1:])
-        goal = Goal(labels[rows].to(images.device), None if targets is None else targets[rows].to(images.device))
-        victim = Victim(network, batch, Rng(seed, place, shape, 1), access=chosen.access, drop=drop)
-        who = f"attack '{chosen.name}' from '{registry.origin(chosen).distribution}'"
-        rng = Rng(seed, place, shape)
-        parts.append(craft_batch(chosen, network, victim, batch, goal, threat, rng=rng, who=who).adversarial)
+    for rows in torch.arange(len(images), device=images.device).split(batch_size):
+        batch = craft_batch(
+            chosen,
+            Network(network, access=network.access),
+            images[rows],
+            Goal(labels[rows], None if aims is None else aims.to(images.device)[rows]),
+            threat,
+            index=where.to(images.device)[rows],
+            seed=seed,
+            drop=drop,
+            who=who,
+        )
+        parts.append(batch.adversarial)
     return torch.cat(parts)
+
+
+def _checked(what: str, values: Tensor, images: int, classes: int | None) -> Tensor:
+    """A whole number for each image, from 0, below `classes` where given. Raises InputError."""
+    kind = f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
+    if values.is_floating_point() or values.dtype == torch.bool or values.shape != (images,):
+        raise InputError(f"{what} is {kind} for {images} images. Give int64 of shape ({images},)")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or (classes is not None and high >= classes):
+        below = "" if classes is None else f" to {classes - 1}"
+        raise InputError(f"{what} reaches from {low} to {high}. Give numbers from 0{below}")
+    return values.long()
 
 
 def load_run(folder: str | Path) -> Report:
@@ -165,16 +192,21 @@ def _dataset(dataset: Any, train_data: Any, model: Any) -> Any:
     if isinstance(dataset, str | dict | DatasetSource):
         return dataset
     images, labels = _pair(dataset)
-    first = model[0] if isinstance(model, list | tuple) else model
-    classes = _num_classes(first, images)
+    check_images(images, labels, None)
+    classes = _num_classes(model[0] if isinstance(model, list | tuple) else model, images)
     check_images(images, labels, classes)
     train = None
     if train_data is not None:
         pair = _pair(train_data)
         check_images(*pair, classes)
-        train = Data.of(*pair)
-    classes = int(labels.max()) + 1 if classes is None else classes
-    return LiveData.of(Data.of(images.float(), labels), train, classes)
+        train = _data(*pair)
+    if classes is None:
+        classes = 1 + int(max(part.max() for part in (labels, *([] if train is None else [train.labels]))))
+    return LiveData.of(_data(images, labels), train, classes)
+
+
+def _data(images: Tensor, labels: Tensor) -> Data:
+    return Data.of(images.detach().float().cpu(), labels.cpu())
 
 
 def _num_classes(item: Any, images: Tensor) -> int | None:
@@ -182,17 +214,15 @@ def _num_classes(item: Any, images: Tensor) -> int | None:
     if not (isinstance(item, nn.Module) or callable(item)):
         return None
     network = _image_model(item)
-    at = next(iter([*network.parameters(), *network.buffers()]), images)
-    with held(network), torch.no_grad():
-        return int(network(images[:1].to(at.device, at.dtype)).shape[1])
+    return answer(network, beside(network, images[:1]), _name(item)).shape[1]
 
 
 def _pair(dataset: Any) -> tuple[Tensor, Tensor]:
     """Images and labels as tensors. Raises InputError for a DataLoader that shuffles."""
-    if isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor):
-        return dataset[0], torch.as_tensor(dataset[1])
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor | np.ndarray):
+        return torch.as_tensor(dataset[0]), torch.as_tensor(dataset[1])
     if isinstance(dataset, DataLoader):
-        if isinstance(dataset.sampler, RandomSampler):
+        if not isinstance(dataset.sampler, SequentialSampler) and not isinstance(dataset.dataset, IterableDataset):
             raise InputError("the DataLoader shuffles, and an image is known by its place. Give shuffle=False")
         batches = [(torch.as_tensor(images), torch.as_tensor(labels)) for images, labels in dataset]
         return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])

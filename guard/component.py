@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -16,13 +17,33 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from guard.errors import InputError
+from guard.wording import explain
+
 _KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 Lookup = Callable[[str, object], "Component"]
 """Turns (kind, name or mapping) into a component; the registry's, handed over in the validation context."""
 
 
-class Parameters(BaseModel):
+if TYPE_CHECKING:
+    _Base = BaseModel  # a metaclass of one's own would hide the constructor's parameters from type checkers
+else:
+
+    class _OneLine(type(BaseModel)):
+        """Constructors whose errors are one line."""
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().__call__(*args, **kwargs)
+            except ValidationError as error:
+                raise InputError(explain(error, cls, data=kwargs)) from error
+
+    class _Base(BaseModel, metaclass=_OneLine):
+        """Base of `Parameters` while it runs."""
+
+
+class Parameters(_Base):
     """Validated, frozen fields and no others. True and False are no numbers (pydantic takes them for 1 and 0)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())

@@ -122,8 +122,12 @@ class Registry:
         raise UnknownName(f"no {kind} is named '{name}'{at}. {suggestion(name, known)}{self._broken()}")
 
     def origin(self, component: Component | type[Component]) -> Origin:
-        """Who provides a component; an unregistered class is its own module's."""
+        """Who provides a component; an unregistered class is its own module's, a user's function its file's."""
+        from guard.userfile import FROM_FILE  # which imports load_file
+
         found = component if isinstance(component, type) else type(component)
+        if isinstance(component, tuple(FROM_FILE.values())):
+            return Origin(component.function, component.path)  # type: ignore[union-attr]
         return self.origins.get(found, Origin(found.__module__, "not registered"))
 
     def __iter__(self) -> Iterator[type[Component]]:

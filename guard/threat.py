@@ -5,10 +5,11 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema, model_validator
 from torch import Tensor
 
 from guard import geometry
+from guard.component import Parameters
 from guard.rng import Rng
 
 Norm = Literal["linf", "l2", "l1"]
@@ -53,13 +54,11 @@ Amount = Annotated[Radius, AfterValidator(_bounded)]
 """A finite float above 0 that a config may also write as a fraction: "8/255"."""
 
 
-class ThreatModel(BaseModel):
+class ThreatModel(Parameters):
     """What the adversary may do to an image: move it by at most `epsilon` in `norm`, inside [0, 1].
 
     All methods take images of shape (N, C, H, W) and treat each image on its own.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     norm: Norm
     """linf (largest change of a value), l2 (Euclidean length) or l1 (sum of changes)."""

@@ -7,7 +7,6 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from guard.component import Component
 from guard.errors import InputError, suggestion
 
 _RULES = {
@@ -44,18 +43,18 @@ def explain(error: ValidationError, model: type[BaseModel], where: str = "", *, 
     errors = [(_path(item, data), item) for item in error.errors(include_url=False)]
     errors = [(path, item) for path, item in errors if item["type"] != "too_short" or not item["input"]]
     path, first = _first(errors)
-    component = issubclass(model, Component) and bool(model.name)
-    owner = f"{model.kind} '{model.name}'" if issubclass(model, Component) and component else ""
+    kind, name = getattr(model, "kind", ""), getattr(model, "name", "")
+    component = bool(kind and name)
+    owner = f"{kind} '{name}'" if component else ""
+    whole = owner or ("the config" if model.__name__.endswith("Config") else model.__name__)
     fields = _fields(model, path[:-1])
     if first["type"] in ("extra_forbidden", "invalid_key"):
         known = [field.alias or name for name, field in fields.items()]
-        text = (
-            f"{owner or _dotted(path[:-1]) or 'the config'} has no {'parameter' if component else 'key'} '{path[-1]}'"
-        )
+        text = f"{owner or _dotted(path[:-1]) or whole} has no {'parameter' if component else 'key'} '{path[-1]}'"
         return f"{text}{_at(where)}. {suggestion(str(path[-1]), known)}"
     if first["type"] == "missing":
         key = str(path[-1])
-        text = f"{owner or _dotted(path[:-1]) or 'the config'} lacks the {'parameter' if component else 'key'} '{key}'"
+        text = f"{owner or _dotted(path[:-1]) or whole} lacks the {'parameter' if component else 'key'} '{key}'"
         return f"{text}{_at(where)}. Add {key}: {_example(fields.get(key))}"
     message = str(first.get("ctx", {}).get("error", ""))
     if _is_sentence(first):

@@ -30,10 +30,12 @@ class Trainer(Defense):
 
 
 def test_parameters_are_validated_and_frozen() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InputError) as caught:
         Toy(steps=0)
-    with pytest.raises(ValidationError):
+    assert str(caught.value) == "steps of attack 'toy' is 0; it must be above 0"
+    with pytest.raises(InputError) as caught:
         Toy(step=4)  # type: ignore[call-arg]
+    assert str(caught.value) == "attack 'toy' has no parameter 'step'. Did you mean 'steps'?"
     toy = Toy(steps=4)
     with pytest.raises(ValidationError, match="frozen"):
         toy.steps = 5  # type: ignore[misc]

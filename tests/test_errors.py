@@ -114,7 +114,7 @@ def test_a_parameter(attack: str, message: str) -> None:
         ("-8/255", "epsilon: '-8/255' is no number (x.yaml, threat); write 8/255 or 0.3"),
         (".nan", "epsilon: nan is not above 0 (x.yaml, threat); write 8/255 or 0.3"),
         ("8/0", "epsilon: '8/0' divides by zero (x.yaml, threat); write 8/255 or 0.3"),
-        ("true", "epsilon: True is no number (x.yaml, threat); write 8/255 or 0.3"),
+        ("true", "epsilon: True is no number (x.yaml, threat); write a number"),
         ("eight", "epsilon: 'eight' is no number (x.yaml, threat); write 8/255 or 0.3"),
         ("", "epsilon is empty (x.yaml, threat); it must be a number"),
     ],

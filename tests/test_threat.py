@@ -34,7 +34,7 @@ def test_epsilon_is_read_as_papers_write_it(written: object, norm: str, value: f
     ("written", "norm", "message"),
     [
         ("8/0", "linf", "'8/0' divides by zero; write 8/255 or 0.3"),
-        (True, "linf", "True is no number; write 8/255 or 0.3"),
+        (True, "linf", "True is no number; write a number"),
         ("eight", "linf", "'eight' is no number; write 8/255 or 0.3"),
         ("8/255/2", "linf", "'8/255/2' is no number; write 8/255 or 0.3"),
         ("", "linf", "'' is no number; write 8/255 or 0.3"),

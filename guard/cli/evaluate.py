@@ -1,5 +1,6 @@
 """guard evaluate: run a config and show what came out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +42,23 @@ def evaluate(
     settings, registry = configfile.read(config, [*(set_ or []), *overrides], plugin or [])
     folder = out or Path("runs") / config.stem
     progress = Progress() if quiet else LiveProgress(Console(stderr=True))
+    _relay({found.__module__.split(".")[0] for found in registry.origins}, progress.say)
     report = perform(settings, registry, out=folder, keep_images=keep_images, no_train=no_train, progress=progress)
     if not quiet:
         show(report, Console())
     print(folder / "report.html")
     return int(any(cell.status == "INVALID" for cell in report.cells))
+
+
+def _relay(modules: set[str], say: Callable[[str], None]) -> None:
+    """Say what plugins log: which activations were replaced, that a head is new."""
+    import logging
+
+    class Relay(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    for name in modules:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [Relay(logging.INFO)], False
+        logger.setLevel(logging.INFO)

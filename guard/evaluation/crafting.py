@@ -1,18 +1,16 @@
 """Crafting: run an attack on one batch and check what it returns. Nothing is exempt."""
 
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from guard.attack import Attack
 from guard.errors import ContractError, GuardError, InputError, NotApplicable
+from guard.evaluation.network import ATTACK, DEFENSE, Network, blamed, seeded
 from guard.goal import Goal
 from guard.rng import Rng
 from guard.threat import ThreatModel, amount
-from guard.victim import Victim, held
+from guard.victim import ACCESS, Access, Victim, held
 
 _HINT = "End perturb() with threat.project(adversarial, images)."
 
@@ -26,40 +24,45 @@ class Crafted:
     backwards: Tensor
 
 
-def applicable(attack: Attack, threat: ThreatModel) -> None:
-    """Raise NotApplicable where an attack does not work in the threat's norm."""
+def applicable(attack: Attack, label: str, threat: ThreatModel, access: Access) -> None:
+    """Raise NotApplicable where an attack does not work in the threat's norm, or asks for more than a model gives."""
     if threat.norm not in attack.norms:
         known = ", ".join(sorted(attack.norms))
-        raise NotApplicable(f"attack '{attack.name}' works in {known}, not in {threat.norm}. Use one of its norms")
+        raise NotApplicable(f"attack '{label}' works in {known}, not in {threat.norm}. Use one of its norms")
+    if ACCESS.index(attack.access) > ACCESS.index(access):
+        raise NotApplicable(
+            f"attack '{label}' needs {attack.access}, and the model gives {access} only. "
+            f"Use an attack that asks for less"
+        )
 
 
 def craft(
     attack: Attack,
-    model: torch.nn.Module,
-    victim: Victim,
+    network: Network,
     images: Tensor,
     goal: Goal,
     threat: ThreatModel,
-    rng: Rng,
+    *,
+    index: Tensor,
+    seed: int,
+    drop: bool,
     who: str,
 ) -> Crafted:
-    """Let an attack perturb one batch of a victim over `model`. `who` names the attack and its provider in errors.
+    """Let an attack perturb one batch; `index` int64 (N,) are the images' positions in their split.
 
-    Raises ContractError where it crashes or what it returns breaks the contract.
+    `who` names the attack and its provider in errors. Raises ContractError where it crashes or what it returns breaks
+    the contract.
     """
-    devices = [images.device] if images.device.type == "cuda" else []
-    try:
-        with held(model), torch.random.fork_rng(devices=devices):
+    shape = tuple(images.shape[1:])
+    rng, draws = Rng(seed, index, shape, ATTACK), Rng(seed, index, shape, DEFENSE)
+    victim = Victim(network.model, images, draws, stages=network.stages, access=attack.access, drop=drop)
+    with blamed(who), held(network.model), seeded(rng, images.device):
+        try:
             adversarial = attack.perturb(victim, images.clone(), goal, threat, rng)
-    except (InputError, NotApplicable):
-        raise
-    except GuardError as error:
-        raise ContractError(f"{who}: {error}") from error
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
-        place = f"{Path(frame.filename).name}:{frame.lineno}"
-        raise ContractError(f"{who} raised {type(error).__name__}: {text} ({place})") from error
+        except InputError:
+            raise
+        except GuardError as error:
+            raise ContractError(f"{who}: {error}") from error
     check(adversarial, images, threat, who)
     broken = int(victim.counts.broken.sum())
     if broken:

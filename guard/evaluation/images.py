@@ -12,6 +12,11 @@ def load_images(source: DatasetSource, limit: int | None) -> Data:
     data = source.load(source.split)
     data = data[:limit]
     check_images(data.floats(), data.labels, source.num_classes)
+    if tuple(data.images.shape[1:]) != source.image_shape:
+        raise InputError(
+            f"data set '{source.name}' says that its images have shape {source.image_shape}, and loads images of "
+            f"{tuple(data.images.shape[1:])}. Mend its image_shape"
+        )
     return data
 
 

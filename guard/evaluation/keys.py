@@ -5,7 +5,7 @@ import platform
 import sys
 import sysconfig
 import types
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import numpy as np
 import torch
 
 from guard.component import Component
+from guard.evaluation.environment import libraries
+from guard.source import Data
 
 _FRAMEWORK = ("", "evaluation")  # packages of guard whose source decides an outcome
 _FACE = {"__init__", "__main__", "api", "config", "configfile", "progress", "registry", "wording"}  # and what does not
+
+_COVERED = {"guard", "pydantic", "builtins", "abc"}  # by the environment's key
+_MACHINERY = {"_abc_impl"}  # of Python's in a class; and whatever is called __so__ and is no function
 
 
 class UnkeyableError(Exception):
@@ -31,20 +36,25 @@ def key(*parts: object) -> str:
     return _Walk().digest(parts).hex()[:24]
 
 
+def data_key(data: Data) -> str:
+    """A key of images, labels and their places in the split."""
+    return key(data.images, data.labels, data.index)
+
+
 def component_key(component: Component) -> str:
-    """A key of a component: its parameters, the files it reads and the source of the modules that define it."""
-    parts: list[object] = [component.model_dump_json(), component.fingerprint()]
-    for base in type(component).__mro__:
-        if base.__module__.split(".")[0] not in ("guard", "pydantic", "builtins", "abc"):
-            parts += [base.__qualname__, _module_source(base.__module__)]
-    parts += [component_key(item) for item in _inner(component)]
-    return key(*parts)
+    """A key of a component: its parameters, the files it reads, its class as it is loaded, and the source of the
+    modules that define it. Raises UnkeyableError."""
+    found = type(component)
+    homes = [base.__module__ for base in found.__mro__ if base.__module__.split(".")[0] not in _COVERED]
+    inner = [component_key(item) for item in _inner(component)]
+    parts = [component.model_dump_json(), component.fingerprint(), found, *map(_module_source, homes)]
+    return key(*parts, *inner)
 
 
 def environment_key(device: torch.device, precision: str) -> str:
-    """A key of what else decides an outcome: guard's own source, torch, Python, the kind of device, the precision."""
+    """A key of what else decides an outcome: guard's own source, libraries, Python, the kind of device, precision."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return key(framework_source(*_FRAMEWORK), torch.__version__, sys.version_info[:2], device.type, kind, precision)
+    return key(framework_source(*_FRAMEWORK), libraries(), sys.version_info[:2], device.type, kind, precision)
 
 
 @cache
@@ -75,16 +85,22 @@ def _module_source(name: str) -> str:
 
 @cache
 def _installed(name: str) -> str | None:
-    """For a module of the standard library or an installed distribution its name and version, else None."""
-    top = sys.modules.get(name.split(".")[0])
-    file = getattr(top, "__file__", None)
-    if top is None or name == "__main__":
+    """For a module of guard, the standard library or an installed distribution its name and version, else None."""
+    if name == "__main__":
         return None
-    if file is None:
-        return name if name in sys.builtin_module_names or hasattr(top, "__path__") else None
-    homes = {sysconfig.get_path(path) for path in ("stdlib", "platstdlib", "purelib", "platlib")}
-    inside = any(Path(file).is_relative_to(home) for home in homes)
-    return f"{name} {getattr(top, '__version__', '')}" if inside else None
+    if name.split(".")[0] == "guard" or name in sys.builtin_module_names:
+        return name
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:  # a folder, a module that was made up or is frozen
+        return name if getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", "") == "frozen" else None
+    parts = Path(file).parts
+    if not {"site-packages", "dist-packages"}.intersection(parts):
+        return name if Path(file).is_relative_to(sysconfig.get_path("stdlib")) else None
+    version = getattr(sys.modules.get(name.split(".")[0]), "__version__", None)
+    return f"{name} {version or _module_source(name)}"
+
+
+_CODE = (types.FunctionType, property, classmethod, staticmethod)
 
 
 class _Walk:
@@ -145,7 +161,7 @@ class _Walk:
         members = {
             name: value
             for name, value in vars(item).items()
-            if isinstance(value, types.FunctionType | property | classmethod | staticmethod | int | float | str)
+            if isinstance(value, _CODE) or not (name.startswith("__") or name in _MACHINERY)
         }
         return _hash(b"class", item.__qualname__.encode(), self.digest(members), *map(self.digest, item.__bases__))
 
@@ -159,6 +175,8 @@ class _Walk:
         return _hash(b"function", item.__qualname__.encode(), *map(self.digest, parts))
 
     def _object(self, item: Any) -> bytes:
+        if isinstance(item, cached_property):
+            return _hash(b"cached", self.digest(item.func))
         if isinstance(item, property):
             return _hash(b"property", self.digest([item.fget, item.fset]))
         if isinstance(item, classmethod | staticmethod):

@@ -9,20 +9,17 @@ from torch import Tensor
 
 from guard.config import GoalSetting
 from guard.errors import ContractError, InputError
-from guard.evaluation.crafting import craft
+from guard.evaluation.crafting import Crafted, craft
+from guard.evaluation.network import SCORING, TARGETS, Network
 from guard.evaluation.plan import Trial
-from guard.evaluation.prepare import Network, data_key
 from guard.evaluation.store import Arrays
 from guard.goal import Goal, correct
 from guard.rng import Rng
 from guard.source import Data
 from guard.threat import ThreatModel
-from guard.victim import Victim
 
 PICTURES = 8
-"""Adversarial images of the first shard that are kept for the report."""
-
-_ATTACK, _DEFENSE, _SCORING, _TARGETS = range(4)  # streams: none may see another's draws
+"""Adversarial images of a shard that are kept for the report."""
 
 
 @dataclass
@@ -34,96 +31,101 @@ class Bench:
     batch_size: int
     num_classes: int
     keep_images: bool
-    on_grid: bool
-    advance: Callable[[int], None]
-    crafted: dict[tuple[str | None, str, int], tuple[Tensor, Tensor, Tensor, float]] = field(default_factory=dict)
-    """Images crafted for another victim, by craft key, shard and attack; all victims are scored on the same ones."""
+    crafted: dict[tuple[object, ...], tuple[Crafted, float]] = field(default_factory=dict)
+    """What was crafted for another victim than the one it is scored on, and the seconds it took, by `Trial.crafting`;
+    all victims are scored on the same images. To be cleared before the next shard."""
 
-    def images(self, shard: Data) -> Tensor:
-        """The shard's images where they are computed on."""
-        return shard.floats().to(self.device, self.dtype)
+    def clean(self, network: Network, shard: Data) -> Tensor:
+        """The network's logits of the clean images, float64 on the CPU. Raises ContractError."""
+        images, _, index = self._placed(shard)
+        return self._logits(network, images, index, 0).double().cpu()
 
-    def clean(self, network: Network, shard: Data, seed: int = 0) -> Tensor:
-        """The network's logits of the clean images, float64 on the CPU."""
-        images, index = self.images(shard), shard.index.to(self.device)
-        return torch.cat([part.double().cpu() for part in self._logits(network, images, index, seed)])
-
-    def outcome(self, trial: Trial, shard: Data, clean: Tensor, who: str) -> Arrays:
+    def outcome(self, trial: Trial, shard: Data, clean: Tensor, who: str, advance: Callable[[int], None]) -> Arrays:
         """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
 
         Arrays with one row per image: correct (predicted as its label), reached (the goal), distance, correct_8bit
-        (rounded to 8 bits), forwards, backwards, target (-1 for none) and prediction.
+        (rounded to 8 bits where the shard is on that grid), forwards, backwards, target (-1 for none) and prediction;
+        and `adversarial`, of all images or of a few, and `seconds`. `advance` is told of images that were attacked.
+        Raises ContractError.
         """
         started = time.perf_counter()
-        images, labels, index = self.images(shard), shard.labels.to(self.device), shard.index.to(self.device)
+        images, labels, index = self._placed(shard)
         targets = targets_for(trial.goal, clean.to(self.device), labels, index, trial.seed, self.num_classes)
         goal = Goal(labels, targets)
         wanted = torch.ones_like(labels, dtype=torch.bool) if targets is None else targets != labels
         if trial.drop:  # a clean error is an error already
             wanted &= correct(clean, shard.labels).to(self.device)
-        adversarial, forwards, backwards, reused = self._crafted(trial, shard, images, goal, index, wanted, who)
-        logits = torch.cat(self._logits(trial.scored_on, adversarial, index, trial.seed))
-        if not logits.isfinite().all():
-            raise ContractError(f"the victim of {who} returns NaN or infinity on adversarial images")
-        rounded = adversarial
-        if self.on_grid:
-            rounded = to_8bit(adversarial, images, trial.threat)
-        logits_8bit = torch.cat(self._logits(trial.scored_on, rounded, index, trial.seed)) if self.on_grid else logits
+        crafted, before = self._crafted(trial, images, goal, index, wanted, who, advance)
+        adversarial = crafted.adversarial
+        logits = self._scored(trial, adversarial, index, who)
+        logits_8bit = logits
+        if shard.on_grid:
+            logits_8bit = self._scored(trial, to_8bit(adversarial, images, trial.threat), index, who)
         values = {
             "correct": correct(logits, labels),
             "reached": goal.reached(logits) & wanted,
             "distance": trial.threat.distance(adversarial, images),
             "correct_8bit": correct(logits_8bit, labels),
-            "forwards": forwards,
-            "backwards": backwards,
+            "forwards": crafted.forwards,
+            "backwards": crafted.backwards,
             "target": torch.full_like(labels, -1) if targets is None else targets,
             "prediction": logits.argmax(1),
+            "adversarial": adversarial[: len(images) if self.keep_images else PICTURES].float(),
+            "seconds": torch.tensor(time.perf_counter() - started + before),
         }
-        arrays = {name: value.cpu().numpy() for name, value in values.items()}
-        kept = len(images) if self.keep_images else PICTURES
-        arrays["adversarial"] = adversarial[:kept].float().cpu().numpy()
-        arrays["seconds"] = torch.tensor(time.perf_counter() - started + reused).numpy()
-        return arrays
+        return {name: value.cpu().numpy() for name, value in values.items()}
 
     def _crafted(
-        self, trial: Trial, shard: Data, images: Tensor, goal: Goal, index: Tensor, wanted: Tensor, who: str
-    ) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Adversarial images, forwards and backwards of each, and the seconds that another trial spent on them."""
-        memo = (trial.craft_key, data_key(shard), id(trial.attack))
-        victim_decides = isinstance(trial.goal, str) or trial.goal.targets != "least-likely"
-        if memo in self.crafted:
-            self.advance(len(images))
-            return self.crafted[memo]
+        self,
+        trial: Trial,
+        images: Tensor,
+        goal: Goal,
+        index: Tensor,
+        wanted: Tensor,
+        who: str,
+        advance: Callable[[int], None],
+    ) -> tuple[Crafted, float]:
+        """What the attack makes of the wanted images, and the seconds that an earlier trial spent on it."""
+        if trial.crafting in self.crafted:
+            return self.crafted[trial.crafting]
         started = time.perf_counter()
         result, rows = images.clone(), wanted.nonzero().squeeze(1)
         forwards = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         backwards = torch.zeros_like(forwards)
-        self.advance(len(images) - len(rows))
-        for part in rows.split(self.batch_size):
-            network, shape = trial.crafted_on, tuple(images.shape[1:])
-            victim = Victim(
-                network.model,
+        for part in rows.split(self.batch_size) if len(rows) else ():
+            batch = craft(
+                trial.attack,
+                trial.crafted_on,
                 images[part],
-                Rng(trial.seed, index[part], shape, _DEFENSE),
-                stages=network.stages,
-                access=trial.attack.access,
+                goal[part],
+                trial.threat,
+                index=index[part],
+                seed=trial.seed,
                 drop=trial.drop,
+                who=who,
             )
-            rng = Rng(trial.seed, index[part], shape, _ATTACK)
-            crafted = craft(
-                trial.attack, network.model, victim, images[part], goal[part], trial.threat, rng=rng, who=who
-            )
-            result[part], forwards[part], backwards[part] = crafted.adversarial, crafted.forwards, crafted.backwards
-            self.advance(len(part))
-        made = (result, forwards, backwards, 0.0)
-        if not trial.drop and victim_decides:
-            self.crafted[memo] = (result, forwards, backwards, time.perf_counter() - started)
-        return made
+            result[part], forwards[part], backwards[part] = batch.adversarial, batch.forwards, batch.backwards
+            advance(len(part))
+        crafted = Crafted(result, forwards, backwards)
+        if trial.crafting:
+            self.crafted[trial.crafting] = crafted, time.perf_counter() - started
+        return crafted, 0.0
 
-    def _logits(self, network: Network, images: Tensor, index: Tensor, seed: int) -> list[Tensor]:
+    def _scored(self, trial: Trial, images: Tensor, index: Tensor, who: str) -> Tensor:
+        logits = self._logits(trial.scored_on, images, index, trial.seed)
+        if not logits.isfinite().all():
+            raise ContractError(f"the victim of {who} returns NaN or infinity on adversarial images")
+        return logits
+
+    def _logits(self, network: Network, images: Tensor, index: Tensor, seed: int) -> Tensor:
         shape = tuple(images.shape[1:])
         rows = torch.arange(len(images), device=self.device).split(self.batch_size)
-        return [network.logits(images[part], Rng(seed, index[part], shape, _SCORING)) for part in rows]
+        return torch.cat([network.logits(images[part], Rng(seed, index[part], shape, SCORING)) for part in rows])
+
+    def _placed(self, shard: Data) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and index where they are computed on."""
+        images = shard.floats().to(self.device, self.dtype)
+        return images, shard.labels.to(self.device), shard.index.to(self.device)
 
 
 def targets_for(
@@ -137,7 +139,7 @@ def targets_for(
     if goal.targets == "next":
         return (labels + 1) % num_classes
     if goal.targets == "random":
-        other = Rng(seed, index, (), _TARGETS).integers(num_classes - 1)
+        other = Rng(seed, index, (), TARGETS).integers(num_classes - 1)
         return other + (other >= labels)
     if goal.targets >= num_classes:
         raise InputError(f"goal: target {goal.targets} is no class; the data set has classes 0 to {num_classes - 1}")

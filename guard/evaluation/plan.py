@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from guard.attack import Attack
-from guard.config import EvaluationConfig, GoalSetting, Transfer
+from guard.config import EvaluationConfig, GoalSetting, Targets, Transfer
 from guard.defense import Stack
 from guard.errors import NotApplicable
-from guard.evaluation.keys import component_key, key
-from guard.evaluation.prepare import Defended, Network, label_of
+from guard.evaluation.crafting import applicable
+from guard.evaluation.keys import UnkeyableError, component_key, key
+from guard.evaluation.network import Network
+from guard.evaluation.prepare import Defended, label_of
+from guard.evaluation.result import Status
 from guard.source import ModelSource
 from guard.threat import ThreatModel
-from guard.victim import ACCESS
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,44 @@ class Trial:
     """Whether the attack may stop at an image that reached its goal."""
     environment: str
 
-    @cached_property
-    def craft_key(self) -> str | None:
-        """Of what decides the adversarial images, but for the images themselves and the stand-in for the goal."""
-        if self.crafted_on.key is None:
-            return None
-        goal = self.goal if isinstance(self.goal, str) else self.goal.model_dump_json()
-        parts = [component_key(self.attack), self.crafted_on.key, goal, self.threat.model_dump_json(), self.seed]
-        return key(*parts, self.drop, self.environment)
+    @property
+    def crafting(self) -> tuple[object, ...]:
+        """What decides the adversarial images of a shard within a run; empty where the victim has a say in it.
+
+        By identity, for not everything can be hashed: whatever is named here lives as long as the run.
+        """
+        if self.drop or (isinstance(self.goal, Targets) and self.goal.targets == "least-likely"):
+            return ()
+        on = self.crafted_on
+        return id(self.attack), id(on.model), *map(id, on.stages), self.goal, self.threat, self.seed
 
     @cached_property
     def key(self) -> str | None:
-        """Of all that decides the outcome; None where something in it cannot be hashed."""
-        if self.craft_key is None or self.scored_on.key is None:
+        """Of all that decides the outcome, but for the images; None where something in it cannot be hashed."""
+        if self.crafted_on.key is None or self.scored_on.key is None:
             return None
-        return key(self.craft_key, self.scored_on.key)
+        goal = self.goal if isinstance(self.goal, str) else self.goal.model_dump_json()
+        threat, networks = self.threat.model_dump_json(), (self.crafted_on.key, self.scored_on.key)
+        try:
+            return key(component_key(self.attack), *networks, goal, threat, self.seed, self.drop, self.environment)
+        except UnkeyableError:
+            return None
 
 
-def cells(config: EvaluationConfig, model_labels: dict[int, str]) -> list[PlannedCell]:
+@dataclass(frozen=True)
+class Planned:
+    """A cell, and how its attacker tries; or why it does not."""
+
+    cell: PlannedCell
+    victim: Network | None = None
+    trials: tuple[Trial, ...] = ()
+    refused: tuple[Status, str] | None = None
+
+
+def cells(config: EvaluationConfig, model_labels: list[str]) -> list[PlannedCell]:
     """Every cell that the config asks for, those that do not apply included."""
     planned = []
-    for number, model in enumerate(config.model):
+    for model, model_label in zip(config.model, model_labels, strict=True):
         for threat in config.threat:
             for defense in config.defenses:
                 for knowledge in config.knowledge:
@@ -78,7 +97,7 @@ def cells(config: EvaluationConfig, model_labels: dict[int, str]) -> list[Planne
                                 planned.append(
                                     PlannedCell(
                                         model,
-                                        model_labels[number],
+                                        model_label,
                                         defense.stack,
                                         defense.label,
                                         entry.attack,
@@ -94,58 +113,49 @@ def cells(config: EvaluationConfig, model_labels: dict[int, str]) -> list[Planne
     return planned
 
 
-def trials(cell: PlannedCell, victim: Defended, source: Network | None, environment: str) -> list[Trial]:
+def trials(cell: PlannedCell, victim: Defended, source: Network | None, environment: str) -> tuple[Trial, ...]:
     """The ways in which the attacker of a cell tries. Raises NotApplicable.
 
     An adaptive attacker goes through the defense (gradient, or bpda where a stage is not differentiable), through its
     relaxed backward where it has one, and takes the oblivious points too: each image counts by the best of them.
     """
-    if cell.threat.norm not in cell.attack.norms:
-        known = ", ".join(sorted(cell.attack.norms))
-        raise NotApplicable(f"attack '{cell.label}' works in {known}, not in {cell.threat.norm}. Use one of its norms")
-    crafted_on: list[tuple[str, Network]] = []
-    network = victim.network
+    crafted_on = _ways(cell, victim, source)
+    for _, on in crafted_on:
+        applicable(cell.attack, cell.label, cell.threat, on.access)
+    return tuple(
+        Trial(
+            name,
+            cell.attack,
+            on,
+            victim.network,
+            cell.goal,
+            cell.threat,
+            cell.seed,
+            drop=name in ("gradient", "bpda", "queries", "relax") and not victim.network.randomized,
+            environment=environment,
+        )
+        for name, on in crafted_on
+    )
+
+
+def _ways(cell: PlannedCell, victim: Defended, source: Network | None) -> list[tuple[str, Network]]:
     if source is not None:
-        crafted_on = [("transfer", source)]
-    if cell.knowledge == "adaptive":
-        crafted_on = [(_direct(cell.attack, network), network)]
-        if victim.relaxed is not None and cell.attack.access == "gradients":
-            crafted_on.append(("relax", victim.relaxed))
-        if victim.oblivious is not None and cell.attack.access != "transfer":
-            crafted_on.append(("oblivious", victim.oblivious))
+        return [("transfer", source)]
     if cell.knowledge == "oblivious":
         if victim.oblivious is None:
             raise NotApplicable(
                 "nothing is added after training that an oblivious attacker could ignore. Use knowledge: adaptive"
             )
-        crafted_on = [("oblivious", victim.oblivious)]
-    for _, on in crafted_on:
-        if ACCESS.index(cell.attack.access) > ACCESS.index(on.access):
-            raise NotApplicable(
-                f"attack '{cell.label}' needs {cell.attack.access}, and the model gives {on.access} only. "
-                f"Use an attack that asks for less"
-            )
-    return [
-        Trial(
-            name,
-            cell.attack,
-            on,
-            network,
-            cell.goal,
-            cell.threat,
-            cell.seed,
-            drop=name in ("gradient", "bpda", "queries", "relax") and not _randomized(network),
-            environment=environment,
-        )
-        for name, on in crafted_on
-    ]
+        return [("oblivious", victim.oblivious)]
+    ways = [(_direct(cell.attack, victim.network), victim.network)]
+    if victim.relaxed is not None and cell.attack.access == "gradients":
+        ways.append(("relax", victim.relaxed))
+    if victim.oblivious is not None and cell.attack.access != "transfer":
+        ways.append(("oblivious", victim.oblivious))
+    return ways
 
 
 def _direct(attack: Attack, network: Network) -> str:
     if attack.access != "gradients":
         return "queries" if attack.access != "transfer" else "transfer"
     return "gradient" if all(stage.differentiable for stage in network.stages) else "bpda"
-
-
-def _randomized(network: Network) -> bool:
-    return any(stage.randomized for stage in network.stages)

@@ -1,9 +1,10 @@
 """Preparing: from a model source and a stack to the network that is attacked, trained where it must be."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +12,19 @@ from torch import Tensor, nn
 from guard.classifier import ImageModel, assemble, check_logits
 from guard.config import EvaluationConfig
 from guard.defense import Stack
-from guard.errors import InputError
-from guard.evaluation.keys import UnkeyableError, component_key, framework_source, key
+from guard.errors import ContractError, InputError
+from guard.evaluation.environment import libraries
+from guard.evaluation.keys import UnkeyableError, component_key, data_key, framework_source, key
+from guard.evaluation.network import Network, answer, beside, blamed
 from guard.evaluation.store import Store
-from guard.live import LiveModel
 from guard.progress import Progress
 from guard.rng import Rng
 from guard.source import Data, ModelSource
 from guard.training.loop import estimate, train
-from guard.victim import Stage, bridged, held
+from guard.victim import Access, Stage, bridged, held
 from guard.weights import load_weights, save_weights
 
 _CALIBRATION = 512  # clean training images that a modification is calibrated on
-
-
-@dataclass(frozen=True)
-class Network:
-    """A model behind the stages that act on its images."""
-
-    model: nn.Module
-    stages: tuple[Stage, ...]
-    access: str
-    key: str | None
-    """Of its content; None where it cannot be hashed, and then nothing about it is kept."""
-
-    def logits(self, images: Tensor, rng: Rng) -> Tensor:
-        """What it answers: a fresh forward in eval mode without gradients, in full precision."""
-        with held(self.model), torch.no_grad(), full_precision():
-            logits: Tensor = self.model(bridged(self.stages, images, rng))
-        return logits
 
 
 @dataclass(frozen=True)
@@ -68,41 +53,23 @@ class Workshop:
         self._no_train = no_train
         self._dtype = torch.float64 if config.precision == "float64" else torch.float32
         self._train_data: Data | None = None
-        self._trained: dict[str, nn.Module] = {}
-
-    def defended(self, source: ModelSource, stack: Stack, label: str) -> Defended:
-        """The network of a source under a stack. Raises InputError where it must be trained and may not or cannot."""
-        left, right = stack.split()
-        base = self._base(source, left, label)
-        model = base
-        if right.members:
-            with held(base):
-                model = right.modify(copy.deepcopy(base), self._calibration(right).to(self._dtype))
-            model = model.to(self._device, self._dtype)
-        network = self._network(model, stack.stages)
-        relaxed = None
-        if any(member.overrides("relax") for member in stack.members):
-            relaxed = self._network(stack.relax(copy.deepcopy(model)), stack.stages)
-        changed = bool(stack.stages) or any(member.overrides("modify") for member in right.members)
-        return Defended(network, relaxed, self._network(base, ()) if changed else None)
-
-    def _network(self, model: nn.Module, stages: Sequence[Stage]) -> Network:
-        try:
-            with held(model):  # the mode it was left in decides nothing
-                content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
-        except UnkeyableError:
-            content = None
-        return Network(model, tuple(stages), getattr(model, "access", "gradients"), content)
+        # by the identity of sources, members and modules, which live as long as the config and this workshop
+        self._initial: dict[int, ImageModel] = {}
+        self._recipes: dict[tuple[int, ...], str] = {}
+        self._bases: dict[tuple[int, ...], nn.Module] = {}
+        self._networks: dict[tuple[int, ...], Network] = {}
 
     def announce(self, wanted: Iterable[tuple[ModelSource, Stack, str]]) -> None:
         """Say what must be trained and about how long it takes. Raises InputError where that is forbidden."""
         jobs: dict[str, tuple[str, float]] = {}
         for source, stack, label in wanted:
             left, _ = stack.split()
-            recipe = self._recipe(source, left)
-            if recipe is None or recipe in jobs or self._store.weights(recipe).exists():
+            if not self._must_train(source, left):
                 continue
-            name = label_of(source) if not left.members else label
+            recipe = self._recipe(source, left)
+            if recipe in jobs or self._store.weights(recipe).exists():
+                continue
+            name = label if left.members else label_of(source)
             if self._no_train:
                 raise InputError(f"{name} must be trained, and --no-train forbids it. Give weights, or allow training")
             jobs[recipe] = (name, self._estimate(source, left, name))
@@ -110,42 +77,100 @@ class Workshop:
             parts = ", ".join(f"{name} (about {max(seconds, 1):.0f} s)" for name, seconds in jobs.values())
             self._progress.say(f"to train first: {parts}")
 
+    def defended(self, source: ModelSource, stack: Stack, label: str) -> Defended:
+        """The network of a source under a stack.
+
+        Raises InputError where it must be trained and may not or cannot, ContractError where the defense fails at it.
+        """
+        left, right = stack.split()
+        base = self._base(source, left, label)
+        access: Access = getattr(base, "access", "gradients")
+        model, relaxed = base, None
+        with blamed(f"defense '{stack.label}'"):
+            if any(member.overrides("modify") for member in right.members):
+                with held(base):
+                    model = right.modify(copy.deepcopy(base), self._calibration(right).to(self._dtype))
+                model = model.to(self._device, self._dtype)
+            if any(member.overrides("relax") for member in stack.members):
+                relaxed = self._network(stack.relax(copy.deepcopy(model)), stack.stages, access)
+        changed = bool(stack.stages) or model is not base
+        oblivious = self._network(base, (), access) if changed else None
+        return Defended(self._network(model, stack.stages, access), relaxed, oblivious)
+
+    def _network(self, model: nn.Module, stages: Sequence[Stage], access: Access) -> Network:
+        place = (id(model), *map(id, stages))
+        if place not in self._networks:
+            try:
+                with held(model):  # whether it was handed over in training mode decides nothing
+                    content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
+            except UnkeyableError:
+                content = None
+            self._networks[place] = Network(model, tuple(stages), access, content)
+        return self._networks[place]
+
     def _base(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
         """The network as it stands after the stack's last training member."""
-        recipe = self._recipe(source, left)
-        if recipe is None:
-            return self._placed(self._built(source, fresh=False))
-        if recipe not in self._trained:
-            model = self._untrained(source, left)
-            path = self._store.weights(recipe)
-            if path.exists():
-                load_weights(model, path)
+        place = _place(source, left)
+        if place not in self._bases:
+            if self._must_train(source, left):
+                model = self._trained(source, left, label if left.members else label_of(source))
             else:
-                self._train(model, left, label if left.members else label_of(source))
-                save_weights(model, path)
-            self._trained[recipe] = self._placed(model)
-        return self._trained[recipe]
+                model = self._built(source, fresh=False)
+            self._bases[place] = self._placed(model)
+        return self._bases[place]
+
+    def _must_train(self, source: ModelSource, left: Stack) -> bool:
+        return bool(left.members) or not _given(source)
+
+    def _trained(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
+        path = self._store.weights(self._recipe(source, left))
+        model = self._untrained(source, left)
+        if path.exists():
+            load_weights(model, path)
+            return model
+        with blamed(f"training {label}"):
+            train(
+                Behind(left.stages, model) if left.stages else model,
+                left,
+                self._training_data(label),
+                self._config.threat[0],
+                self._config.training,
+                seed=self._config.seed[0],
+                device=self._device,
+                progress=self._progress,
+                what=f"training {label}",
+            )
+        save_weights(model, path)
+        return model
 
     def _untrained(self, source: ModelSource, left: Stack) -> nn.Module:
         """A network of one's own to train, changed by the members of the stack that come before training."""
-        fine_tune = _given(source) and self._config.training.start == "weights"
-        if source.name == LiveModel.name and not fine_tune:
-            raise InputError("a live model cannot be trained from scratch. Use training: {from: weights}")
-        model = copy.deepcopy(self._built(source, fresh=not fine_tune)).to(self._device)
-        return left.modify(model, self._calibration(left)).to(self._device)
+        model = copy.deepcopy(self._start(source)).to(self._device)
+        with blamed(f"defense '{left.label}'"):
+            return left.modify(model, self._calibration(left)).to(self._device)
+
+    def _start(self, source: ModelSource) -> ImageModel:
+        """Where training starts: at the given weights, or at those that the seed gives. Raises InputError."""
+        if id(source) not in self._initial:
+            fine_tune = _given(source) and self._config.training.start == "weights"
+            if source.trained and source.weights is None and not fine_tune:
+                raise InputError(
+                    f"model '{label_of(source)}' comes trained, and training from scratch needs a source that builds "
+                    f"fresh weights. Use training: {{from: weights}}"
+                )
+            self._initial[id(source)] = self._built(source, fresh=not fine_tune)
+        return self._initial[id(source)]
 
     def _built(self, source: ModelSource, fresh: bool) -> ImageModel:
-        """The source's network, on the device; where fresh, with the initial weights that the seed gives."""
-        data = self._config.dataset
+        """The source's network; where fresh, with the initial weights that the seed gives."""
+        data, label = self._config.dataset, label_of(source)
         if fresh and source.weights is not None:
             source = source.model_copy(update={"weights": "none"})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._config.seed[0])
+            torch.default_generator.manual_seed(self._config.seed[0])
             model = assemble(source, data.num_classes, data.image_shape)
-        with held(model), torch.no_grad():
-            at = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0))
-            probe = torch.full((2, *data.image_shape), 0.5, device=at.device, dtype=at.dtype)
-            check_logits(model(probe), data.num_classes, label_of(source))
+        probe = beside(model, torch.full((2, *data.image_shape), 0.5))
+        check_logits(answer(model, probe, label), data.num_classes, label)
         return model
 
     def _placed(self, model: nn.Module) -> nn.Module:
@@ -157,22 +182,14 @@ class Workshop:
         )
         return model if at_home else copy.deepcopy(model).to(self._device, self._dtype)
 
-    def _train(self, model: nn.Module, left: Stack, label: str) -> None:
-        train(
-            Behind(left.stages, model) if left.stages else model,
-            left,
-            self._training_data(label),
-            self._config.threat[0],
-            self._config.training,
-            seed=self._config.seed[0],
-            device=self._device,
-            progress=self._progress,
-            what=f"training {label}",
-        )
-
     def _estimate(self, source: ModelSource, left: Stack, label: str) -> float:
+        """About how long training takes; 0 where it fails, of which the training itself will tell."""
         data, threat = self._training_data(label), self._config.threat[0]
-        return estimate(self._untrained(source, left), left, data, threat, self._config.training, self._device)
+        try:
+            with blamed(label):
+                return estimate(self._untrained(source, left), left, data, threat, self._config.training, self._device)
+        except ContractError:
+            return 0.0
 
     def _training_data(self, label: str) -> Data:
         if self._train_data is None:
@@ -182,6 +199,10 @@ class Workshop:
                 raise InputError(f"{label} needs training images. Give train_data=(images, labels)") from error
         return self._train_data
 
+    @cached_property
+    def _training_key(self) -> str:
+        return data_key(self._training_data("training"))
+
     def _calibration(self, part: Stack) -> Tensor:
         """Clean training images for those that modify a network; none are loaded where nobody does."""
         modifying = [member.name for member in part.members if member.overrides("modify")]
@@ -190,24 +211,32 @@ class Workshop:
         data = self._training_data(f"defense '{modifying[0]}'")
         return data[:_CALIBRATION].floats().to(self._device)
 
-    def _recipe(self, source: ModelSource, left: Stack) -> str | None:
-        """A key of all that decides the trained weights; None where nothing is to be trained."""
-        if _given(source) and not left.members:
-            return None
-        data = self._training_data(f"model '{label_of(source)}'")
-        live = key(self._built(source, fresh=False)) if source.name == LiveModel.name else None
-        return key(
-            component_key(source),
-            live,
-            [component_key(member) for member in left.members],
-            self._config.training.model_dump_json(),
-            self._config.threat[0].model_dump_json() if left.members else None,
-            data_key(data),
-            self._config.seed[0],
-            framework_source("", "training"),
-            torch.__version__,
-            self._device.type,
-        )
+    def _recipe(self, source: ModelSource, left: Stack) -> str:
+        """A key of all that decides the trained weights; one of its own where something in it cannot be hashed."""
+        place = _place(source, left)
+        if place not in self._recipes:
+            self._training_data(f"model '{label_of(source)}'")
+            start, config = self._start(source), self._config
+            try:
+                with held(start):
+                    self._recipes[place] = key(
+                        start,
+                        [component_key(member) for member in left.members],
+                        config.training.model_dump_json(),
+                        config.threat[0].model_dump_json() if left.members else None,
+                        self._training_key,
+                        config.seed[0],
+                        framework_source("", "training"),
+                        libraries(),
+                        self._device.type,
+                    )
+            except UnkeyableError:
+                self._recipes[place] = uuid4().hex
+        return self._recipes[place]
+
+
+def _place(source: ModelSource, left: Stack) -> tuple[int, ...]:
+    return id(source), *map(id, left.members)
 
 
 class Behind(nn.Module):
@@ -237,20 +266,3 @@ def label_of(source: ModelSource) -> str:
         return label
     variant = getattr(source, "variant", None)
     return f"{source.name}:{variant}" if variant else source.name
-
-
-def data_key(data: Data) -> str:
-    """A key of images, labels and their places in the split."""
-    return key(data.images, data.labels, data.index)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 are exact float32: TF32 is off."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -78,7 +78,11 @@ class Cell(Row):
 
 
 class WorstCase(Row):
-    """Per image the worst over all attacks of a model, defense, goal, threat and seed."""
+    """Per image the worst over all attacks, goals and seeds of a model, defense, threat and knowledge.
+
+    Where the knowledge is adaptive it spans the cells of all knowledge, for that attacker could have taken their points
+    too. `goal` names all of them, `seed` is the first; success is any error, whatever the goals.
+    """
 
     broken_first: dict[str, int] = {}
     """Attack label -> images that it broke and none before it."""

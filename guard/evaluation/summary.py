@@ -1,13 +1,12 @@
-"""Summaries: from what became of each image to cells and worst cases."""
+"""Summaries: from what became of each image to the figures of cells and worst cases."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.evaluation.outcome import PICTURES
-from guard.evaluation.plan import PlannedCell
 from guard.evaluation.result import Candidate, Cell, Status, WorstCase
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays
@@ -15,12 +14,18 @@ from guard.evaluation.store import Arrays
 Flags = NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A cell, and per image what its best trial did and whether the victim was right before; None where invalid."""
+
+    cell: Cell
+    outcome: Arrays | None = None
+    clean: Flags | None = None
+
+
 def joined(shards: Sequence[Arrays]) -> Arrays:
-    """The shards of one trial end to end; seconds added up. Adversarial images are all of them or those of the first
-    shard's pictures."""
+    """The shards of one trial end to end; seconds added up."""
     arrays = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0] if name != "seconds"}
-    if len(arrays["adversarial"]) < len(arrays["correct"]):
-        arrays["adversarial"] = shards[0]["adversarial"][:PICTURES]
     return arrays | {"seconds": np.array(sum(float(shard["seconds"]) for shard in shards))}
 
 
@@ -59,11 +64,11 @@ def candidate(name: str, outcome: Arrays, clean: Flags) -> Candidate:
     )
 
 
-def figures(outcome: Arrays, clean: Flags, on_grid: bool) -> dict[str, Any]:
+def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: bool) -> dict[str, Any]:
     """The figures of a cell, from its outcome and which images are classified correctly clean."""
     correct, total = outcome["correct"] & clean, len(clean)
     targeted = bool((outcome["target"] >= 0).any())
-    counted = clean & (outcome["target"] != outcome["label"]) if targeted else clean
+    counted = clean & (outcome["target"] != labels) if targeted else clean
     success = counted & (outcome["reached"] if targeted else ~outcome["correct"])
     distance = outcome["distance"]
     return {
@@ -82,72 +87,85 @@ def figures(outcome: Arrays, clean: Flags, on_grid: bool) -> dict[str, Any]:
     }
 
 
-def worst_cases(cells: Sequence[tuple[PlannedCell, Cell, Arrays | None]], clean: dict[str, Flags]) -> list[WorstCase]:
+def worst_cases(scored: Sequence[Scored], labels: NDArray[np.int64], on_grid: bool) -> list[WorstCase]:
     """Per image the worst over attacks, seeds and goals, for each model, defense, threat and knowledge.
 
-    `clean`: for each cell key the images classified correctly clean. The adaptive attacker could have taken any point
-    of the others, so that row spans all knowledge.
+    The adaptive attacker could have taken any point of the others, so that row spans all knowledge.
     """
-    groups: dict[tuple[str, str, str, float, str], list[tuple[PlannedCell, Cell, Arrays | None]]] = {}
-    for item in cells:
-        cell = item[1]
+    groups: dict[tuple[str, str, str, float, str], list[Scored]] = {}
+    for item in scored:
+        cell = item.cell
         if cell.status != "NOT_APPLICABLE":
             groups.setdefault((cell.model, cell.defense, cell.norm, cell.epsilon, cell.knowledge), []).append(item)
     rows = []
     for (*place, knowledge), members in groups.items():
         if knowledge == "adaptive":
             members = [item for key, group in groups.items() if list(key[:4]) == place for item in group]
-        rows.append(_worst(members, knowledge, clean))
+        rows.append(_worst(members, knowledge, labels, on_grid))
     return rows
 
 
-def _worst(
-    members: Sequence[tuple[PlannedCell, Cell, Arrays | None]], knowledge: str, clean: dict[str, Flags]
-) -> WorstCase:
-    first = members[0][1]
+def _worst(members: Sequence[Scored], knowledge: str, labels: NDArray[np.int64], on_grid: bool) -> WorstCase:
+    cells = [item.cell for item in members]
+    status, reason = _status(cells)
     shared: dict[str, Any] = {
-        "key": f"{first.key}-worst-{knowledge}",
-        "dataset": first.dataset,
-        "model": first.model,
-        "defense": first.defense,
-        "goal": " and ".join(_unique(cell.goal for _, cell, _ in members)),
-        "norm": first.norm,
-        "epsilon": first.epsilon,
+        "key": f"{cells[0].key}-worst-{knowledge}",
+        "dataset": cells[0].dataset,
+        "model": cells[0].model,
+        "defense": cells[0].defense,
+        "goal": " and ".join(_unique(cell.goal for cell in cells)),
+        "norm": cells[0].norm,
+        "epsilon": cells[0].epsilon,
         "knowledge": knowledge,
-        "seed": first.seed,
+        "seed": cells[0].seed,
+        "images": cells[0].images,
+        "status": status,
+        "reason": reason,
     }
-    done = [(cell, outcome) for _, cell, outcome in members if outcome is not None]
-    missing = _unique(cell.label for _, cell, outcome in members if outcome is None)
-    status, reason = _status([cell for cell, _ in done], missing)
-    if not done:
-        return WorstCase(**shared, status=status, reason=reason)
-    right = clean[done[0][0].key]
-    broken = {label: np.zeros(len(right), bool) for label in _unique(cell.label for cell, _ in done)}
-    for cell, outcome in done:
-        broken[cell.label] |= right & ~outcome["correct"]
-    times = np.sum(list(broken.values()), axis=0)
-    seen = np.zeros(len(right), bool)
+    outcomes: list[Arrays] = []
+    broken: dict[str, Flags] = {}
+    right = np.zeros(len(labels), bool)
+    for item in members:
+        if item.outcome is not None and item.clean is not None:
+            right = item.clean
+            outcomes.append(item.outcome)
+            before = broken.get(item.cell.label, np.zeros(len(labels), bool))
+            broken[item.cell.label] = before | (right & ~item.outcome["correct"])
+    if not outcomes:
+        return WorstCase(**shared)
+    times, seen = np.sum(list(broken.values()), axis=0), np.zeros(len(right), bool)
     broken_first = {}
     for label, flags in broken.items():
         broken_first[label] = int((flags & ~seen).sum())
         seen |= flags
-    merged = best([outcome for _, outcome in done]) | {"label": done[0][1]["label"]}
-    merged["target"] = np.full(len(right), -1)
+    any_error = best(outcomes) | {"target": np.full(len(right), -1)}
     return WorstCase(
-        **shared,
-        status=status,
-        reason=reason,
-        **figures(merged, right, done[0][0].robust_accuracy_8bit is not None),
+        **shared | figures(any_error, right, labels, on_grid),
         broken_first=broken_first,
         broken_only={label: int((flags & (times == 1)).sum()) for label, flags in broken.items()},
     )
 
 
-def _status(done: Sequence[Cell], missing: Sequence[str]) -> tuple[Status, str]:
-    if missing:
-        return "INCOMPLETE", f"without {', '.join(missing)}: an upper bound only"
-    suspect = [cell for cell in done if cell.status == "SUSPECT"]
+def _status(cells: Sequence[Cell]) -> tuple[Status, str]:
+    """Of a worst case over these cells."""
+    if missing := [cell for cell in cells if cell.status in ("INVALID", "INCOMPLETE")]:
+        names = ", ".join(_unique(_told_apart(cell, cells) for cell in missing))
+        return "INCOMPLETE", f"without {names}: an upper bound only"
+    suspect = [cell for cell in cells if cell.status == "SUSPECT"]
     return ("SUSPECT", suspect[0].reason) if suspect else ("VALID", "")
+
+
+def _told_apart(cell: Cell, cells: Sequence[Cell]) -> str:
+    """The label of a cell, and what else differs among the cells of that label: pgd (oblivious, seed 1)."""
+    twins = [other for other in cells if other.label == cell.label]
+    parts = {
+        "knowledge": cell.knowledge,
+        "goal": cell.goal,
+        "seed": f"seed {cell.seed}",
+        "source": f"from {cell.source}",
+    }
+    differing = [text for name, text in parts.items() if len({getattr(other, name) for other in twins}) > 1]
+    return f"{cell.label} ({', '.join(differing)})" if differing else cell.label
 
 
 def _unique(items: Iterable[str]) -> list[str]:

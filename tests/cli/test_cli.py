@@ -218,3 +218,11 @@ def test_schema_is_json(typed: Any) -> None:
     code, out, err = typed("schema")
     assert (code, err) == (0, "")
     assert json.loads(out)["properties"]["attacks"]
+
+
+def test_what_a_plugin_logs_is_said(here: Path, typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARD_CACHE", str(here / "cache"))
+    settings = ["--set", "defenses=[truncated-relu]", "--set", "training={epochs: 1}", "--set", "model=small-cnn"]
+    code, _, err = typed("evaluate", "x.yaml", "--limit", "20", *settings)
+    assert code == 0, err
+    assert "truncated-relu: replaced net.1, net.4, net.8; kept none" in err

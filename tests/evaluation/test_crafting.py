@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from guard import Attack, ContractError, Goal, Rng, ThreatModel, Victim
 from guard.evaluation.crafting import craft
+from guard.evaluation.network import Network
 
 LINF = ThreatModel(norm="linf", epsilon=8 / 255)
 HINT = "End perturb() with threat.project(adversarial, images)."
@@ -32,10 +33,8 @@ def run(
     net = net or nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     images, index = torch.full((4, 3, 2, 2), 0.5), torch.arange(4)
     goal = Goal(torch.tensor([0, 1, 2, 0]))
-    victim = Victim(net, images, Rng(0, index, (3, 2, 2)))
-    return craft(
-        Does(), net, victim, images, goal, threat, rng=Rng(0, index, (3, 2, 2)), who="attack 'does' from 'mine 1.0'"
-    ).adversarial
+    who = "attack 'does' from 'mine 1.0'"
+    return craft(Does(), Network(net), images, goal, threat, index=index, seed=0, drop=True, who=who).adversarial
 
 
 def nan_in_one(victim: Victim, images: Tensor, goal: Goal) -> Tensor:

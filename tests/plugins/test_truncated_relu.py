@@ -53,7 +53,7 @@ class Functional(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.convs[0](images))
-        x = torch.relu(self.norm(self.convs[1](x)))
+        x = torch.relu(input=self.norm(self.convs[1](x)))
         x = self.convs[2](x).relu()
         x = F.relu6(input=20 * self.convs[3](x))
         x = F.relu(self.convs[4](x), inplace=True)
@@ -155,7 +155,7 @@ def test_functional_relus_are_replaced_in_every_spelling(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_activation_exceeds_the_cap(make: Callable[..., Defense], dtype: torch.dtype) -> None:
-    model = make(cap=0.2).modify(Wrapped(Functional()).to(dtype), pictures().to(dtype))
+    model = make(cap=0.2).modify(Wrapped(Functional()).to(dtype), pictures())
     seen = outputs_of(model, pictures(64).to(dtype))
     assert len(seen) == 6
     assert torch.cat(list(seen.values())).max().item() == pytest.approx(0.2)

@@ -124,6 +124,15 @@ def test_batch_norm_survives_a_single_image_left_over(data: Data) -> None:
     assert weights(model).isfinite().all()
 
 
+def test_the_order_is_another_in_each_epoch_and_for_each_seed(data: Data) -> None:
+    orders = []
+    for seed in (0, 1):
+        recorded = Recorded()
+        fit(network(), data, Stack(members=(recorded,)), batch_size=13, epochs=2, seed=seed)
+        orders += [batch for batch, _ in recorded.batches]
+    assert len({tuple(order.flatten().tolist()) for order in orders}) == 4
+
+
 @pytest.mark.usefixtures("global_generator_untouched")
 def test_the_same_seed_gives_the_same_bits(data: Data) -> None:
     start = network(nn.BatchNorm1d(8), nn.Dropout(0.5))

@@ -29,7 +29,7 @@ class Truncated(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The truncated activations, never in place."""
-        positive = F.threshold(inputs, 0, 0)  # a ReLU, its gradient at 0 included, that `heard` does not count
+        positive = F.threshold(inputs, 0, 0)  # a ReLU that is not counted as one that was kept
         capped = positive.clamp(max=self.cap.to(inputs.dtype))
         return capped.detach() + (positive - positive.detach()) if self.straight else capped
 

@@ -1,10 +1,8 @@
 """Adversarial training."""
 
 from collections.abc import Iterable
-from typing import Annotated
 
 import torch
-from pydantic import Field, ValidationError
 from torch import Generator, Tensor, nn
 
 from guard import Amount, Attack, Defense, Goal, InputError, Rng, ThreatModel, Victim, held, hookimpl
@@ -26,7 +24,7 @@ class AdversarialTraining(Defense):
 
     attack: Attack = PGD(steps=7)
     """Crafts the adversarial images: any attack on gradients, logits or labels, by name or mapping."""
-    epsilon: Annotated[Amount, Field(gt=0)] | None = None
+    epsilon: Amount | None = None
     """Radius to train at; the config's first threat's where left out. The norm is always that threat's."""
 
     def adversary(
@@ -50,8 +48,8 @@ class AdversarialTraining(Defense):
             )
         try:
             return threat if self.epsilon is None else ThreatModel(norm=threat.norm, epsilon=self.epsilon)
-        except ValidationError as error:
-            raise InputError(f"defense '{self.name}': {error.errors()[0]['ctx']['error']}") from error
+        except InputError as error:
+            raise InputError(f"defense '{self.name}': {error}") from error
 
 
 @hookimpl

@@ -1,0 +1,102 @@
+"""Network: a defended model as it is asked, and the conditions under which foreign code runs."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import ContractError, GuardError, InputError
+from guard.rng import Rng
+from guard.victim import Access, Stage, bridged, held
+
+ATTACK, DEFENSE, SCORING, TARGETS, OPAQUE = range(5)  # streams: none may see another's draws
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model behind the stages that act on its images."""
+
+    model: nn.Module
+    stages: tuple[Stage, ...] = ()
+    access: Access = "gradients"
+    key: str | None = None
+    """Of its content; None where it cannot be hashed, and then nothing about it is kept."""
+
+    @property
+    def randomized(self) -> bool:
+        """Whether a stage draws."""
+        return any(stage.randomized for stage in self.stages)
+
+    def logits(self, images: Tensor, rng: Rng) -> Tensor:
+        """What it answers: a fresh forward in eval mode without gradients, in full precision.
+
+        Raises ContractError where it crashes.
+        """
+        with blamed("the model"), held(self.model), torch.no_grad(), full_precision(), seeded(rng, images.device):
+            logits: Tensor = self.model(bridged(self.stages, images, rng))
+        return logits
+
+
+def answer(model: nn.Module, images: Tensor, what: str) -> Tensor:
+    """What a model answers to images as they are. Raises InputError where it does not take them; `what` names it."""
+    try:
+        with held(model), torch.no_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            logits: Tensor = model(images)
+    except GuardError:
+        raise
+    except Exception as error:
+        kind = f"{str(images.dtype).removeprefix('torch.')} images of shape {tuple(images.shape)} on {images.device}"
+        raise InputError(f"model '{what}' does not take {kind}: {_line(error)}. Give a model that does") from error
+    return logits
+
+
+def beside(model: nn.Module, images: Tensor) -> Tensor:
+    """Images on a model's device and in its precision."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return images.to(next((tensor for tensor in tensors if tensor.is_floating_point()), images))
+
+
+@contextmanager
+def blamed(who: str) -> Iterator[None]:
+    """Turn a crash inside into a ContractError of `who`."""
+    try:
+        yield
+    except GuardError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise ContractError(f"{who} raised {type(error).__name__}: {_line(error)} ({place})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def seeded(rng: Rng, device: torch.device) -> Iterator[None]:
+    """Draws from torch's own generators follow from the first image's key, and leave them as they were found."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed = int(rng.fold(OPAQUE).integers(2**31, shape=())[0])
+        torch.default_generator.manual_seed(seed)
+        for each in devices:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 are exact float32: TF32 is off."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

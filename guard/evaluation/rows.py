@@ -1,0 +1,146 @@
+"""Rows: a computed plan as the cells, worst cases and pictures of a result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.config import EvaluationConfig
+from guard.evaluation.keys import data_key, key
+from guard.evaluation.network import Network
+from guard.evaluation.outcome import PICTURES
+from guard.evaluation.plan import Planned
+from guard.evaluation.result import Cell, Pictures, Status, WorstCase
+from guard.evaluation.statistics import wilson
+from guard.evaluation.store import Arrays, write_arrays
+from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, worst_cases
+from guard.goal import correct
+from guard.source import Data
+
+
+@dataclass
+class Ledger:
+    """What was computed. Trials and networks are known by identity; they live as long as the plan."""
+
+    failed: dict[int, str] = field(default_factory=dict)
+    """Why a trial or a network broke its contract."""
+    outcomes: dict[int, list[Arrays]] = field(default_factory=dict)
+    """Of each trial, shard by shard."""
+    clean: dict[int, list[Tensor]] = field(default_factory=dict)
+    """Logits of the clean images of each network, shard by shard."""
+    computed: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a result, and what they were made of."""
+
+    config: EvaluationConfig
+    data: Data
+    planned: Sequence[Planned]
+    scored: Sequence[Scored]
+
+    @classmethod
+    def of(cls, config: EvaluationConfig, data: Data, planned: Sequence[Planned], ledger: Ledger) -> "Table":
+        """A row for each planned cell."""
+        whole, on_grid = data_key(data), data.on_grid
+        return cls(config, data, planned, [_scored(item, config, data, whole, on_grid, ledger) for item in planned])
+
+    @property
+    def cells(self) -> list[Cell]:
+        """In the order of the plan."""
+        return [item.cell for item in self.scored]
+
+    @property
+    def worst_case(self) -> list[WorstCase]:
+        """See `worst_cases`."""
+        return worst_cases(self.scored, self.data.labels.numpy(), self.data.on_grid)
+
+    def pictures(self, ledger: Ledger) -> dict[str, Pictures]:
+        """A few images of each cell that has a valid outcome."""
+        names, first = self.config.dataset.class_names, self.data[:PICTURES]
+
+        def named(classes: Tensor | NDArray[np.int64]) -> tuple[str, ...]:
+            return tuple(names[number] for number in classes[: len(first)].tolist())
+
+        return {
+            item.cell.key: Pictures(
+                clean=first.floats().numpy(),
+                adversarial=item.outcome["adversarial"][: len(first)],
+                labels=named(first.labels),
+                clean_predictions=named(ledger.clean[id(planned.victim)][0].argmax(1)),
+                predictions=named(item.outcome["prediction"]),
+            )
+            for planned, item in zip(self.planned, self.scored, strict=True)
+            if item.outcome is not None
+        }
+
+    def write_images(self, folder: Path) -> None:
+        """Write the adversarial images of each cell, in a folder of its own where another cell has the same label."""
+        done = [(item.cell, item.outcome) for item in self.scored if item.outcome is not None]
+        labels = [cell.label for cell, _ in done]
+        for cell, outcome in done:
+            home = folder if labels.count(cell.label) == 1 else folder / cell.key
+            home.mkdir(parents=True, exist_ok=True)
+            arrays = {"adversarial": outcome["adversarial"], "indices": self.data.index.numpy()}
+            write_arrays(home / f"{cell.label}.npz", arrays | {"labels": self.data.labels.numpy()})
+
+
+def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_grid: bool, ledger: Ledger) -> Scored:
+    """The row of a cell; `whole` is the key of its data."""
+    cell = item.cell
+    identity = (cell.label, cell.model_label, cell.defense_label, cell.knowledge, str(cell.goal), cell.seed)
+    shared: dict[str, Any] = {
+        "key": key([way.key for way in item.trials], identity, str(cell.threat), cell.source_label, whole),
+        "dataset": config.dataset.name,
+        "model": cell.model_label,
+        "defense": cell.defense_label,
+        "goal": str(cell.goal),
+        "norm": cell.threat.norm,
+        "epsilon": cell.threat.epsilon,
+        "knowledge": cell.knowledge,
+        "seed": cell.seed,
+        "label": cell.label,
+        "attack": cell.attack.name or type(cell.attack).__name__,
+        "attack_parameters": cell.attack.model_dump(mode="json", exclude={"name"}),
+        "source": cell.source_label,
+        "images": len(data),
+    }
+    if item.refused is not None or item.victim is None:
+        status, reason = item.refused or ("INVALID", "")
+        return Scored(Cell(**shared, status=status, reason=reason))
+    broken = [ledger.failed[at] for at in (id(item.victim), *map(id, item.trials)) if at in ledger.failed]
+    if broken:
+        return Scored(Cell(**shared, status="INVALID", reason=broken[0]))
+    logits = torch.cat(ledger.clean[id(item.victim)])
+    clean = correct(logits, data.labels).numpy()
+    outcomes = [joined(ledger.outcomes[id(way)]) for way in item.trials]
+    status, reason = suspicion(item.victim, logits, clean, config.dataset.num_classes)
+    outcome = best(outcomes)
+    row = Cell(
+        **shared | figures(outcome, clean, data.labels.numpy(), on_grid),
+        status=status,
+        reason=reason,
+        candidates=tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True)),
+    )
+    return Scored(row, outcome, clean)
+
+
+def suspicion(network: Network, logits: Tensor, clean: Flags, num_classes: int) -> tuple[Status, str]:
+    """SUSPECT with the first reason that holds, or VALID."""
+    sums = logits.sum(1)
+    if network.access != "labels" and logits.min() >= 0 and logits.max() <= 1 and (sums - 1).abs().max() < 1e-4:
+        return "SUSPECT", 'the model\'s outputs look like probabilities. Give outputs="probabilities"'
+    chance = 1 / num_classes
+    if wilson(int(clean.sum()), len(clean))[0] <= chance:
+        text = f"clean accuracy {clean.mean():.1%} on {len(clean)} images is not clearly above chance ({chance:.1%})"
+        return "SUSPECT", f"{text}. Check the order of the classes and the normalisation"
+    if network.randomized:
+        return "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
+    return "VALID", ""
