@@ -123,8 +123,9 @@ def craft(
     """
     registry = Registry.load(plugins)
     chosen: Attack = registry.create("attack", attack)
+    images = images.detach()
     check_images(images, labels, None)
-    images, labels, network = images.detach(), labels.to(images.device).long(), _image_model(model)
+    labels, network = labels.to(images.device).long(), _image_model(model)
     classes = answer(network, images[:1], _name(model)).shape[1]
     check_images(images, labels, classes)
     where = torch.arange(len(images)) if index is None else _checked("index", index, len(images), None)
@@ -206,7 +207,7 @@ def _dataset(dataset: Any, train_data: Any, model: Any) -> Any:
 
 
 def _data(images: Tensor, labels: Tensor) -> Data:
-    return Data.of(images.detach().float().cpu(), labels.cpu())
+    return Data.of(images.float().cpu(), labels.cpu())
 
 
 def _num_classes(item: Any, images: Tensor) -> int | None:
@@ -220,7 +221,7 @@ def _num_classes(item: Any, images: Tensor) -> int | None:
 def _pair(dataset: Any) -> tuple[Tensor, Tensor]:
     """Images and labels as tensors. Raises InputError for a DataLoader that shuffles."""
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor | np.ndarray):
-        return torch.as_tensor(dataset[0]), torch.as_tensor(dataset[1])
+        return torch.as_tensor(dataset[0]).detach(), torch.as_tensor(dataset[1])
     if isinstance(dataset, DataLoader):
         if not isinstance(dataset.sampler, SequentialSampler) and not isinstance(dataset.dataset, IterableDataset):
             raise InputError("the DataLoader shuffles, and an image is known by its place. Give shuffle=False")

@@ -1,5 +1,6 @@
 """The command line: one file a command. Nothing heavy is imported before a command runs."""
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -42,6 +43,8 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line: exit code 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, each with one line."""
+    # before torch is imported: threads that spin while they wait make a busy machine many times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = app(arguments, prog_name="guard", standalone_mode=False) or 0

@@ -47,8 +47,8 @@ def component_key(component: Component) -> str:
     found = type(component)
     homes = [base.__module__ for base in found.__mro__ if base.__module__.split(".")[0] not in _COVERED]
     inner = [component_key(item) for item in _inner(component)]
-    parts = [component.model_dump_json(), component.fingerprint(), found, *map(_module_source, homes)]
-    return key(*parts, *inner)
+    code = _Walk(state=False).digest(found)  # the source alone would miss that a module was loaded again
+    return key(component.model_dump_json(), component.fingerprint(), code, *map(_module_source, homes), *inner)
 
 
 def environment_key(device: torch.device, precision: str) -> str:
@@ -101,12 +101,17 @@ def _installed(name: str) -> str | None:
 
 
 _CODE = (types.FunctionType, property, classmethod, staticmethod)
+_FIXED = (types.FunctionType, types.ModuleType, type, bool, int, float, str, bytes)
 
 
 class _Walk:
-    """Digests objects recursively. A digest does not depend on which parts are shared, only on what they hold."""
+    """Digests objects recursively. A digest does not depend on which parts are shared, only on what they hold.
 
-    def __init__(self) -> None:
+    Without `state` the variables that functions refer to are left out, such as a cache that fills while they run.
+    """
+
+    def __init__(self, state: bool = True) -> None:
+        self._state = state
         self._done: dict[int, bytes] = {}
         self._open: dict[int, int] = {}  # id -> depth, of what is being digested: a cycle
         self._alive: list[object] = []  # so that no id is used twice
@@ -169,7 +174,8 @@ class _Walk:
         installed = _installed(item.__module__ or "")
         if installed and not item.__closure__:
             return _hash(b"function", item.__qualname__.encode(), installed.encode())
-        used = {name: item.__globals__[name] for name in sorted(_names(item.__code__)) if name in item.__globals__}
+        found = {name: item.__globals__[name] for name in sorted(_names(item.__code__)) if name in item.__globals__}
+        used = {name: value for name, value in found.items() if self._state or isinstance(value, _FIXED)}
         closure = [cell.cell_contents for cell in item.__closure__ or ()]
         parts = (item.__code__, closure, item.__defaults__, item.__kwdefaults__, used)
         return _hash(b"function", item.__qualname__.encode(), *map(self.digest, parts))

@@ -89,10 +89,10 @@ class Workshop:
         with blamed(f"defense '{stack.label}'"):
             if any(member.overrides("modify") for member in right.members):
                 with held(base):
-                    model = right.modify(copy.deepcopy(base), self._calibration(right).to(self._dtype))
+                    model = right.modify(_copied(base, label), self._calibration(right).to(self._dtype))
                 model = model.to(self._device, self._dtype)
             if any(member.overrides("relax") for member in stack.members):
-                relaxed = self._network(stack.relax(copy.deepcopy(model)), stack.stages, access)
+                relaxed = self._network(stack.relax(_copied(model, label)), stack.stages, access)
         changed = bool(stack.stages) or model is not base
         oblivious = self._network(base, (), access) if changed else None
         return Defended(self._network(model, stack.stages, access), relaxed, oblivious)
@@ -145,7 +145,7 @@ class Workshop:
 
     def _untrained(self, source: ModelSource, left: Stack) -> nn.Module:
         """A network of one's own to train, changed by the members of the stack that come before training."""
-        model = copy.deepcopy(self._start(source)).to(self._device)
+        model = _copied(self._start(source), label_of(source)).to(self._device)
         with blamed(f"defense '{left.label}'"):
             return left.modify(model, self._calibration(left)).to(self._device)
 
@@ -233,6 +233,16 @@ class Workshop:
             except UnkeyableError:
                 self._recipes[place] = uuid4().hex
         return self._recipes[place]
+
+
+def _copied(model: nn.Module, label: str) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(
+            f"{label}: the model cannot be copied ({error}), and the given one is left as it is. "
+            f"Take out of it what cannot be copied"
+        ) from error
 
 
 def _place(source: ModelSource, left: Stack) -> tuple[int, ...]:

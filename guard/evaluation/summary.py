@@ -162,9 +162,9 @@ def _told_apart(cell: Cell, cells: Sequence[Cell]) -> str:
         "knowledge": cell.knowledge,
         "goal": cell.goal,
         "seed": f"seed {cell.seed}",
-        "source": f"from {cell.source}",
+        "source": f"from {cell.source}" if cell.source else "",
     }
-    differing = [text for name, text in parts.items() if len({getattr(other, name) for other in twins}) > 1]
+    differing = [text for name, text in parts.items() if text and len({getattr(other, name) for other in twins}) > 1]
     return f"{cell.label} ({', '.join(differing)})" if differing else cell.label
 
 

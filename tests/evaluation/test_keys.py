@@ -1,13 +1,16 @@
 """A key must change with everything that decides a result, and with nothing else."""
 
 import copy
+import functools
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from guard.evaluation.keys import UnkeyableError, component_key, key
+from guard.evaluation.keys import UnkeyableError, _installed, component_key, key
 from guard.registry import Registry, load_file
 
 FILE = """
@@ -99,3 +102,62 @@ def test_a_component_key_follows_parameters_and_source(tmp_path: Path) -> None:
         path.write_text(text.format(ending))
         keys.append(component_key(load_file(path).Mine()))
     assert keys[0] != keys[1]
+
+
+def test_a_class_of_a_notebook_is_keyed_by_its_code() -> None:
+    """A notebook's __main__ has no file: only the code itself tells one cell from its edited successor."""
+    text = (
+        "from guard import Attack\n"
+        "def helper(x):\n    return x + {}\n"
+        "class Mine(Attack):\n    name = 'mine'\n    def perturb(self, v, x, g, t, r):\n        return helper(x)\n"
+    )
+
+    def made(number: int) -> str:
+        space: dict[str, Any] = {"__name__": "no_such_file"}
+        exec(text.format(number), space)
+        return component_key(space["Mine"]())
+
+    assert made(1) == made(1)
+    assert made(1) != made(2)
+
+
+def test_a_package_without_init_is_no_installed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for number in range(2):
+        folder = tmp_path / f"spaced{number}"
+        folder.mkdir()
+        (folder / "nets.py").write_text(FILE.format(scale=1, factor=number, shift=3))
+        module = importlib.import_module(f"spaced{number}.nets")
+        torch.manual_seed(0)
+        net = module.Net()
+        type(net).__module__ = "spaced0.nets"
+        module.helper.__module__ = "spaced0.nets"
+        keys.append(key(net))
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("value", [(1, 3), [1, 3], {"a": 3}, torch.tensor([1, 3]), nn.ReLU])
+def test_class_attributes_count(value: object) -> None:
+    def made(scales: object) -> nn.Module:
+        return type("Net", (nn.Module,), {"scales": scales, "__module__": "no_such_file"})()  # type: ignore[no-any-return]
+
+    assert key(made(value)) == key(made(copy.copy(value)))
+    assert key(made(value)) != key(made((1, 2)))
+
+
+def test_a_cached_property_has_content() -> None:
+    class Net(nn.Module):
+        @functools.cached_property
+        def scale(self) -> int:
+            return 3
+
+    assert key(Net()) == key(Net())
+
+
+def test_installed_code_counts_by_name_and_version() -> None:
+    assert _installed("torch.nn.modules.linear") == f"torch.nn.modules.linear {torch.__version__}"
+    assert _installed("json.decoder") == "json.decoder"
+    assert _installed("_thread") == "_thread"
+    assert _installed("__main__") is None
+    assert _installed(__name__) is None

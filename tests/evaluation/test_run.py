@@ -91,7 +91,8 @@ def test_a_clean_error_is_not_robust_and_costs_nothing(linear: nn.Module, images
     assert cell.forwards_per_image == pytest.approx(0.1)
     assert cell.status == "SUSPECT"
     assert cell.reason == (
-        "clean accuracy 10.0% on 300 images is not clearly above chance (50.0%). Check the order of the classes and the normalisation"
+        "clean accuracy 10.0% on 300 images is not clearly above chance (50.0%). "
+        "Check the order of the classes and the normalisation"
     )
 
 

@@ -1,0 +1,359 @@
+"""Victims that fail, victims that are no modules, networks without a hash, and what a run shares and keeps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import guard
+from guard import Attack, Defense, Goal, InputError, Report, Rng, ThreatModel, Victim
+from guard.evaluation import run as running
+from guard.progress import Progress
+
+LINF = ThreatModel(norm="linf", epsilon=0.02)
+CALLS: list[tuple[int, ...]] = []
+
+
+class Recorded(Attack):
+    """One step; notes what it is asked for."""
+
+    name = "recorded"
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        CALLS.append(tuple(rng.index.tolist()))
+        gradient, _, _ = victim.gradient(images, goal)
+        return threat.project(images + threat.steepest_ascent(gradient, threat.epsilon, images), images)
+
+
+class Labels(Recorded):
+    """Asks for labels and moves to the brighter side."""
+
+    name = "labels"
+    access = "labels"
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        brighter = threat.project(images + threat.epsilon, images)
+        wrong = victim.labels(brighter) != goal.labels
+        return torch.where(wrong.view(-1, 1, 1, 1), brighter, images)
+
+
+class Logits(Labels):
+    """The same through logits."""
+
+    name = "logits"
+    access = "logits"
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        brighter = threat.project(images + threat.epsilon, images)
+        return torch.where(goal.reached(victim.logits(brighter)).view(-1, 1, 1, 1), brighter, images)
+
+
+class LateCrash(Recorded):
+    """Crashes at image 100."""
+
+    name = "late-crash"
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        if (rng.index == 101).any():
+            raise RuntimeError("late")
+        return images
+
+
+class Blur(Defense):
+    """Halves the contrast."""
+
+    name = "blur"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        return (images + 0.5) / 2
+
+
+class Tilt(Blur):
+    """Another one."""
+
+    name = "tilt"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        return images**1.1
+
+
+class Nan(Blur):
+    """Loses the images."""
+
+    name = "nan"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        return images * float("nan")
+
+
+class Crashes(Blur):
+    """Raises."""
+
+    name = "crashes"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        raise ValueError("no blur")
+
+
+class Noisy(Blur):
+    """Draws from torch's own generator, which it should not."""
+
+    name = "noisy"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        return images + 0.05 * torch.randn(images.shape)
+
+
+class Meter(Progress):
+    """Adds up."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    def start(self, what: str, total: int) -> None:
+        self.total = total
+
+    def advance(self, units: int, what: str = "") -> None:
+        assert units >= 0
+        self.done += units
+
+
+def evaluate(model: Any, data: Any, **settings: Any) -> Report:
+    CALLS.clear()
+    return guard.evaluate(model, data, **({"attacks": [Recorded()], "threat": LINF} | settings))
+
+
+def unkeyable(net: nn.Module) -> nn.Module:
+    net.stream = (number for number in range(3))  # type: ignore[assignment]
+    return net
+
+
+@pytest.mark.parametrize("defense", [Nan(), Crashes()])
+def test_a_defended_network_that_fails_is_invalid_and_the_others_go_on(
+    defense: Defense, linear: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    meter = Meter()
+    report = evaluate(
+        linear,
+        (images, labels),
+        defenses=["none", defense, Blur()],
+        knowledge=["adaptive", "oblivious"],
+        progress=meter,
+    )
+    found = {(cell.defense, cell.knowledge): cell.status for cell in report.cells}
+    assert found == {
+        ("none", "adaptive"): "VALID",
+        ("none", "oblivious"): "NOT_APPLICABLE",
+        (defense.name, "adaptive"): "INVALID",
+        (defense.name, "oblivious"): "INVALID",
+        ("blur", "adaptive"): "VALID",
+        ("blur", "oblivious"): "VALID",
+    }
+    reasons = {cell.reason for cell in report.cells if cell.status == "INVALID"}
+    if defense.name == "nan":
+        assert reasons == {"the model returns NaN or infinity for 256 of 256 clean images"}
+    else:
+        (reason,) = reasons
+        assert reason.startswith("the model raised ValueError: no blur (test_contracts.py:")
+    worst = {(row.defense, row.knowledge): row.status for row in report.worst_case}
+    assert worst[defense.name, "adaptive"] == "INCOMPLETE"
+    assert worst["blur", "adaptive"] == "VALID"
+    assert meter.done == meter.total > 0
+
+
+@pytest.mark.parametrize("batch_size", [64, 256])
+def test_progress_ends_at_its_total(batch_size: int, linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    for _ in range(2):  # computed, then from the store
+        meter = Meter()
+        evaluate(
+            linear,
+            (images, labels),
+            attacks=[LateCrash(), Recorded(), "noise"],
+            defenses=["none", Blur()],
+            knowledge=["adaptive", "oblivious"],
+            batch_size=batch_size,
+            progress=meter,
+        )
+        assert meter.total == 300 * (3 + 3 * 2 + 3)
+        assert meter.done == meter.total
+
+
+@pytest.mark.parametrize("keyable", [True, False])
+def test_oblivious_images_are_crafted_once(keyable: bool, linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    net = linear if keyable else unkeyable(linear)
+    report = evaluate(
+        net, (images, labels), defenses=[Blur(), Tilt()], knowledge=["adaptive", "oblivious"], batch_size=256
+    )
+    assert report.run["cached_shards"] == (4 if keyable else 0)
+    whole = [call for call in CALLS if len(call) == 256]
+    assert len(whole) == 1, "the oblivious points of two defenses are the same"
+    assert len(CALLS) == 2 * (2 + 1)  # shards x (adaptive of each, oblivious of both)
+    for blur in (0, 2):
+        adaptive, oblivious = report.cells[blur : blur + 2]
+        assert adaptive.candidates[1].robust_accuracy == oblivious.robust_accuracy
+
+
+def test_what_is_shared_depends_on_all_that_decides_it(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Without keys, what is crafted once must still differ with threat, goal, seed, attack and network."""
+    settings: dict[str, Any] = {
+        "threat": [LINF, ThreatModel(norm="linf", epsilon=0.05)],
+        "attacks": ["noise", Recorded()],
+        "goal": ["untargeted", {"targets": 1}, {"targets": "least-likely"}],
+        "seed": [0, 1],
+        "knowledge": ["oblivious", {"transfer": _live(nn.Sequential(nn.Flatten(), _other()))}],
+        "defenses": [Blur(), Tilt()],
+    }
+    keyed = evaluate(linear, (images[:60], labels[:60]), **settings).cells
+    bare = evaluate(unkeyable(linear), (images[:60], labels[:60]), **settings).cells
+    assert len(keyed) == 96
+    for one, other in zip(keyed, bare, strict=True):
+        drop = {"key", "seconds", "candidates"}
+        assert one.model_dump(exclude=drop) == other.model_dump(exclude=drop)
+
+
+def _other() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Linear(16, 2)
+
+
+def _live(net: nn.Module) -> Any:
+    from guard.live import LiveModel
+
+    return LiveModel.of(guard.model(net), "other")
+
+
+@pytest.mark.parametrize("access", ["labels", "logits"])
+def test_a_predictor_of_arrays(access: str, linear: Any, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.npz"
+    np.savez(saved, adversarial=images.numpy(), indices=np.arange(300))
+    weight, bias = linear.weight.detach().numpy(), linear.bias
+
+    def predict(arrays: np.ndarray) -> np.ndarray:
+        assert isinstance(arrays, np.ndarray)
+        score = (arrays * weight).reshape(len(arrays), -1).sum(1) + bias
+        return (score > 0).astype(int) if access == "labels" else np.stack([0 * score, score], 1)
+
+    model = guard.model(predict, access=access, num_classes=2)  # type: ignore[arg-type]
+    attacks = ["pgd", Labels(), Logits(), {"name": "saved", "path": str(saved)}]
+    report = evaluate(model, (images, labels), attacks=attacks, defenses=["none", Blur()])
+    pgd, by_labels, by_logits, stored = report.cells[:4]
+    assert pgd.status == "NOT_APPLICABLE"
+    assert pgd.reason == (
+        f"attack 'pgd' needs gradients, and the model gives {access} only. Use an attack that asks for less"
+    )
+    assert by_logits.status == ("VALID" if access == "logits" else "NOT_APPLICABLE")
+    assert (by_labels.status, stored.status) == ("VALID", "VALID")
+    white = evaluate(linear, (images, labels), attacks=[Labels()]).cells[0]
+    assert by_labels.robust_accuracy == white.robust_accuracy != by_labels.clean_accuracy == 0.9
+    assert report.worst_case[0].status == "VALID"
+    with pytest.raises(InputError, match="attack 'fgsm' needs gradients"):
+        evaluate(model, (images, labels), attacks=["fgsm"])
+
+
+def test_where_nothing_is_right_nothing_is_attacked(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with torch.no_grad():
+        wrong = 1 - linear(images).argmax(1)
+    (cell,) = evaluate(linear, (images, wrong)).cells
+    assert (cell.status, cell.robust_accuracy, cell.forwards_per_image) == ("SUSPECT", 0, 0)
+    assert (cell.attack_success_rate, cell.attack_success_denominator) == (None, 0)
+    assert cell.robust_accuracy_interval is not None
+    assert cell.robust_accuracy_interval[0] == 0
+    assert CALLS == []
+
+
+def test_oblivious_alone_where_there_is_nothing_to_ignore(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(InputError, match="nothing is added after training that an oblivious attacker could ignore"):
+        evaluate(linear, (images, labels), knowledge="oblivious")
+
+
+def test_8bit_figures_are_those_of_the_data_at_hand(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    grid = (images * 255).round() / 255
+    grid[280] += 0.4 / 255  # in the second shard
+    mixed = evaluate(linear, (grid, labels)).cells[0]
+    assert mixed.robust_accuracy_8bit is None
+    alone = evaluate(linear, (grid, labels), limit=256)
+    assert alone.run["computed_shards"] == 0
+    cell = alone.cells[0]
+    assert cell.robust_accuracy_8bit is not None
+    # 0.02 is 5.1 / 255: on the grid the attacker has 5 / 255 only
+    smaller = evaluate(linear, (grid, labels), limit=256, threat=ThreatModel(norm="linf", epsilon=5 / 255)).cells[0]
+    assert cell.robust_accuracy_8bit == smaller.robust_accuracy
+    assert cell.robust_accuracy is not None
+    assert cell.robust_accuracy < cell.robust_accuracy_8bit
+
+
+def test_only_pictures_stay_in_memory(
+    linear: nn.Module, images: Tensor, labels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    table = running.Table.of
+
+    def look(config: Any, data: Any, planned: Any, ledger: Any) -> Any:
+        seen.append([len(shard["adversarial"]) for shards in ledger.outcomes.values() for shard in shards])
+        return table(config, data, planned, ledger)
+
+    monkeypatch.setattr(running.Table, "of", look)
+    report = evaluate(linear, (images, labels))
+    evaluate(linear, (images, labels), keep_images=True, out=tmp_path / "kept")
+    evaluate(linear, (images, labels))
+    assert seen == [[8, 0], [256, 44], [8, 0]]
+    (pictures,) = report.pictures.values()
+    assert pictures.adversarial.shape == (8, 1, 4, 4)
+    assert np.abs(pictures.adversarial - pictures.clean).max() == pytest.approx(0.02, rel=1e-5)
+
+
+def test_kept_images_need_a_folder(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(InputError, match=r"keep_images has no folder to keep them in\. Give out="):
+        evaluate(linear, (images, labels), keep_images=True)
+
+
+def test_foreign_draws_repeat_and_leave_the_generator(
+    linear: nn.Module, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells = []
+    for number in range(2):
+        monkeypatch.setenv("GUARD_CACHE", str(tmp_path / str(number)))
+        torch.manual_seed(number)
+        before = torch.get_rng_state()
+        cells.append(evaluate(linear, (images, labels), defenses=[Noisy()]).cells[0])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert cells[0].clean_accuracy == cells[1].clean_accuracy
+    assert cells[0].robust_accuracy == cells[1].robust_accuracy
+
+
+def test_training_mode_decides_nothing(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    evaluate(linear.train(), (images, labels))
+    assert evaluate(linear.eval(), (images, labels)).run["computed_shards"] == 0
+
+
+def test_a_users_function_is_known_by_its_file(
+    tmp_path: Path, linear: nn.Module, images: Tensor, labels: Tensor, registry: Any
+) -> None:
+    (tmp_path / "mine.py").write_text("def purify(images):\n    return images\n")
+    report = evaluate(linear, (images, labels), defenses=[f"{tmp_path}/mine.py:purify"])
+    assert report.plugins["defense purify"] == f"'purify' ({tmp_path}/mine.py)"
+    assert set(report.plugins) == {"dataset tensors", "model Linear", "attack recorded", "defense purify"}
+
+
+def test_a_data_set_that_misstates_its_images(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    from guard.live import LiveData
+    from guard.source import Data
+
+    class Wrong(LiveData):
+        @property
+        def image_shape(self) -> tuple[int, int, int]:
+            return (3, 4, 4)
+
+    with pytest.raises(InputError, match=r"have shape \(3, 4, 4\), and loads images of \(1, 4, 4\)"):
+        evaluate(linear, Wrong.of(Data.of(images, labels), None, 2))
+
+
+def test_a_perfect_score_on_three_images_is_no_proof(
+    linear: nn.Module, images: Tensor, labels: Tensor, robust: Callable[[ThreatModel], float]
+) -> None:
+    (cell,) = evaluate(linear, (images[1:4], labels[1:4])).cells
+    assert cell.reason.startswith("clean accuracy 100.0% on 3 images is not clearly above chance (50.0%)")

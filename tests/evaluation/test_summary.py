@@ -1,0 +1,146 @@
+"""From outcomes of images to figures: per image the attacker's best, and what a worst case spans."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guard.evaluation.result import Cell
+from guard.evaluation.statistics import wilson
+from guard.evaluation.store import Arrays
+from guard.evaluation.summary import Scored, best, figures, joined, worst_cases
+
+LABELS = np.zeros(4, np.int64)
+
+
+def outcome(correct: list[int], reached: list[int] | None = None, **changes: Any) -> Arrays:
+    right = np.array(correct, bool)
+    arrays = {
+        "correct": right,
+        "correct_8bit": right,
+        "reached": ~right if reached is None else np.array(reached, bool),
+        "distance": np.arange(4.0),
+        "forwards": np.full(4, 2),
+        "backwards": np.full(4, 1),
+        "target": np.full(4, -1),
+        "prediction": np.where(right, 0, 1),
+        "adversarial": np.zeros((4, 1, 1, 1), np.float32),
+        "seconds": np.array(1.5),
+    }
+    return arrays | {name: np.array(value) for name, value in changes.items()}
+
+
+def scored(label: str, result: Arrays | None, **changes: Any) -> Scored:
+    status = "INVALID" if result is None else "VALID"
+    shared: dict[str, Any] = {"key": label, "dataset": "d", "model": "m", "defense": "none", "goal": "untargeted"}
+    shared |= {"norm": "linf", "epsilon": 0.1, "knowledge": "adaptive", "seed": 0, "status": status, "images": 4}
+    shared |= {"label": label, "attack": label, "attack_parameters": {}} | changes
+    return Scored(Cell(**shared), result, None if result is None else np.array([1, 1, 1, 0], bool))
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (0, 50), (50, 50), (7, 50), (999, 1000)])
+def test_wilson_is_its_closed_form(count: int, total: int) -> None:
+    z, share = 1.959963984540054, count / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    assert wilson(count, total) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    assert 0 <= wilson(count, total)[0] <= share <= wilson(count, total)[1] <= 1
+
+
+def test_the_best_trial_of_each_image() -> None:
+    one = outcome([1, 0, 1, 1], distance=[1.0, 1, 1, 1], adversarial=np.full((4, 1, 1, 1), 1.0))
+    two = outcome(
+        [1, 0, 0, 1], distance=[2.0, 2, 2, 2], adversarial=np.full((4, 1, 1, 1), 2.0), correct_8bit=[1, 1, 1, 0]
+    )
+    merged = best([one, two])
+    assert merged["correct"].tolist() == [True, False, False, True]
+    assert merged["correct_8bit"].tolist() == [True, False, True, False]
+    assert merged["distance"].tolist() == [1, 1, 2, 1]
+    assert merged["adversarial"].flatten().tolist() == [1, 1, 2, 1]
+    assert merged["forwards"].tolist() == [4] * 4
+    assert merged["backwards"].tolist() == [2] * 4
+    assert float(merged["seconds"]) == 3
+
+
+def test_reaching_the_target_is_better_than_any_error() -> None:
+    error = outcome([0, 0, 0, 0], [0, 0, 0, 0], target=[2] * 4, prediction=[1] * 4)
+    target = outcome([1, 0, 1, 1], [0, 1, 0, 0], target=[2] * 4, prediction=[0, 2, 0, 0])
+    merged = best([error, target])
+    assert merged["reached"].tolist() == [False, True, False, False]
+    assert merged["prediction"].tolist() == [1, 2, 1, 1]
+
+
+def test_denominators() -> None:
+    clean = np.array([1, 1, 1, 0], bool)
+    found = figures(outcome([0, 1, 0, 0]), clean, LABELS, True)
+    assert found["robust_accuracy"] == 0.25
+    assert (found["attack_success_rate"], found["attack_success_denominator"]) == (2 / 3, 3)
+    assert found["median_distance"] == 1  # of images 0 and 2
+    targeted = outcome([0, 1, 0, 0], [1, 0, 0, 1], target=[1, 1, 0, 1])
+    found = figures(targeted, clean, LABELS, False)  # image 2 has its target for a label
+    assert (found["attack_success_rate"], found["attack_success_denominator"]) == (1 / 2, 2)
+    assert found["robust_accuracy"] == 0.25
+    assert found["robust_accuracy_8bit"] is None
+    nobody = figures(outcome([0, 0, 0, 0]), ~clean & clean, LABELS, True)
+    assert nobody["attack_success_rate"] is None
+    assert nobody["median_distance"] is None
+
+
+def test_shards_are_joined_in_order() -> None:
+    whole = joined([outcome([1, 0, 1, 1]), outcome([0, 0, 1, 1], adversarial=np.zeros((0, 1, 1, 1)))])
+    assert whole["correct"].tolist() == [True, False, True, True, False, False, True, True]
+    assert len(whole["adversarial"]) == 4
+    assert float(whole["seconds"]) == 3
+
+
+def test_adaptive_spans_all_knowledge_seeds_and_goals() -> None:
+    items = [
+        scored("pgd", outcome([0, 1, 1, 0])),
+        scored("pgd", outcome([1, 0, 1, 0]), knowledge="oblivious"),
+        scored("pgd", outcome([1, 1, 0, 0]), knowledge="transfer", seed=1, goal="targeted: next"),
+        scored("pgd", outcome([0, 0, 0, 0]), epsilon=0.2),
+        scored("pgd", outcome([0, 0, 0, 0]), defense="other"),
+        scored("no", None, status="NOT_APPLICABLE", knowledge="oblivious"),
+    ]
+    rows = {(row.defense, row.epsilon, row.knowledge): row for row in worst_cases(items, LABELS, True)}
+    assert {place: row.robust_accuracy for place, row in rows.items()} == {
+        ("none", 0.1, "adaptive"): 0,
+        ("none", 0.1, "oblivious"): 0.5,
+        ("none", 0.1, "transfer"): 0.5,
+        ("none", 0.2, "adaptive"): 0,
+        ("other", 0.1, "adaptive"): 0,
+    }
+    adaptive = rows["none", 0.1, "adaptive"]
+    assert adaptive.status == "VALID"
+    assert adaptive.goal == "untargeted and targeted: next"
+    assert adaptive.broken_first == adaptive.broken_only == {"pgd": 3}
+    assert adaptive.attack_success_denominator == 3
+
+
+def test_who_broke_what() -> None:
+    items = [scored("a", outcome([0, 0, 1, 0])), scored("b", outcome([0, 1, 0, 0])), scored("c", outcome([0, 1, 1, 0]))]
+    (row,) = worst_cases(items, LABELS, True)
+    assert row.broken_first == {"a": 2, "b": 1, "c": 0}
+    assert row.broken_only == {"a": 1, "b": 1, "c": 0}
+
+
+def test_what_is_missing_is_named() -> None:
+    items = [
+        scored("pgd", outcome([0, 1, 1, 0])),
+        scored("pgd", None, knowledge="oblivious"),
+        scored("fgsm", outcome([1, 1, 1, 0])),
+        scored("crash", None),
+        scored("crash", None, seed=1),
+    ]
+    adaptive, oblivious = worst_cases(items, LABELS, True)
+    assert adaptive.status == oblivious.status == "INCOMPLETE"
+    assert adaptive.reason == ("without crash (seed 0), crash (seed 1), pgd (oblivious): an upper bound only")
+    assert adaptive.robust_accuracy == 0.5
+    assert (oblivious.robust_accuracy, oblivious.images) == (None, 4)
+
+
+def test_a_suspect_cell_makes_its_worst_case_suspect() -> None:
+    doubt = {"status": "SUSPECT", "reason": "why"}
+    items = [scored("a", outcome([1, 1, 1, 0])), scored("b", outcome([1, 1, 1, 0]), knowledge="oblivious", **doubt)]
+    assert [(row.status, row.reason) for row in worst_cases(items, LABELS, True)] == [("SUSPECT", "why")] * 2
