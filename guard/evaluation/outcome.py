@@ -63,7 +63,7 @@ class Bench:
             logits_8bit = self._scored(trial, to_8bit(adversarial, images, trial.threat), index, who)
         values = {
             "correct": correct(logits, labels),
-            "reached": goal.reached(logits) & wanted,
+            "reached": goal.reached(logits),
             "distance": trial.threat.distance(adversarial, images),
             "correct_8bit": correct(logits_8bit, labels),
             "forwards": crafted.forwards,

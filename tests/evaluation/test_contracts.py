@@ -1,5 +1,6 @@
 """Victims that fail, victims that are no modules, networks without a hash, and what a run shares and keeps."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,27 @@ class Crashes(Blur):
 
     def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
         raise ValueError("no blur")
+
+
+class Jitter(Defense):
+    """Random brightness."""
+
+    name = "jitter"
+    randomized = True
+    size: float = 0.05
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        return images + self.size * rng.normal(()).view(-1, 1, 1, 1).to(images)
+
+
+class Brighten(Attack):
+    """Asks nothing."""
+
+    name = "brighten"
+    access = "transfer"
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        return threat.project(images + threat.epsilon, images)
 
 
 class Noisy(Blur):
@@ -197,22 +219,107 @@ def test_oblivious_images_are_crafted_once(keyable: bool, linear: nn.Module, ima
         assert adaptive.candidates[1].robust_accuracy == oblivious.robust_accuracy
 
 
-def test_what_is_shared_depends_on_all_that_decides_it(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Without keys, what is crafted once must still differ with threat, goal, seed, attack and network."""
-    settings: dict[str, Any] = {
+def test_what_is_shared_depends_on_all_that_decides_it(
+    linear: nn.Module, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every cell of a large plan has the figures that it has alone, with keys and without."""
+    data = (images[:40], labels[:40])
+    lists: dict[str, list[Any]] = {
         "threat": [LINF, ThreatModel(norm="linf", epsilon=0.05)],
-        "attacks": ["noise", Recorded()],
-        "goal": ["untargeted", {"targets": 1}, {"targets": "least-likely"}],
+        "defenses": ["none", Tilt(), Jitter(), Jitter(size=0.2)],
+        "knowledge": ["adaptive", "oblivious", {"transfer": _live(nn.Sequential(nn.Flatten(), _other()))}],
+        "attacks": [{"name": "pgd", "steps": 2}, Recorded()],
+        "goal": ["untargeted", {"targets": 1}],
         "seed": [0, 1],
-        "knowledge": ["oblivious", {"transfer": _live(nn.Sequential(nn.Flatten(), _other()))}],
-        "defenses": [Blur(), Tilt()],
     }
-    keyed = evaluate(linear, (images[:60], labels[:60]), **settings).cells
-    bare = evaluate(unkeyable(linear), (images[:60], labels[:60]), **settings).cells
-    assert len(keyed) == 96
-    for one, other in zip(keyed, bare, strict=True):
-        drop = {"key", "seconds", "candidates"}
-        assert one.model_dump(exclude=drop) == other.model_dump(exclude=drop)
+
+    def figures(report: Report) -> list[dict[str, Any]]:
+        return [cell.model_dump(exclude={"key", "seconds", "label", "defense", "candidates"}) for cell in report.cells]
+
+    plans = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    applicable = [not (plan["defenses"] == "none" and plan["knowledge"] == "oblivious") for plan in plans]
+    alone = []
+    for number in (place for place in range(0, len(plans), 7) if applicable[place]):
+        monkeypatch.setenv("GUARD_CACHE", str(tmp_path / str(number)))
+        alone += [(number, *figures(evaluate(linear, data, **{name: [item] for name, item in plans[number].items()})))]
+    monkeypatch.setenv("GUARD_CACHE", str(tmp_path / "all"))
+    keyed = figures(evaluate(linear, data, **lists))
+    bare = figures(evaluate(unkeyable(linear), data, **lists))
+    assert len(keyed) == 192
+    for number, figure in alone:
+        assert keyed[number] == figure
+        assert bare[number] == figure
+
+
+class Turns(Blur):
+    """Negatives."""
+
+    name = "turns"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        return 1 - images
+
+
+@pytest.mark.parametrize(
+    ("defenses", "settings"),
+    [
+        ([Blur(), Turns()], {"goal": {"targets": "least-likely"}, "knowledge": "oblivious"}),  # of each victim's own
+        ([Jitter(), Jitter(size=2)], {}),  # two stacks on one network, where nothing is dropped
+    ],
+    ids=["least-likely", "stages"],
+)
+def test_what_no_two_victims_share(defenses: list[Defense], settings: dict[str, Any], images: Tensor) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    with torch.no_grad():
+        net[1].bias.copy_(-net[1].weight.sum(1) / 2)  # so that a negative's least likely class is another
+        data = images[:8], net(images[:8]).argmax(1)
+    both = evaluate(unkeyable(net), data, defenses=defenses, **settings)
+    alone = [evaluate(net, data, defenses=[defense], **settings) for defense in defenses]
+    made = [picture.adversarial for report in (both, *alone) for picture in report.pictures.values()]
+    assert len(made) == 4
+    assert (made[0] == made[2]).all()
+    assert (made[1] == made[3]).all()
+    assert (made[0] != made[1]).any()
+
+
+def test_nothing_is_dropped_where_the_victim_draws(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attack = {"name": "pgd", "steps": 3}
+    still, draws = evaluate(linear, (images, labels), attacks=[attack], defenses=["none", Jitter()]).cells
+    assert still.forwards_per_image is not None
+    assert still.forwards_per_image < 3
+    assert draws.forwards_per_image == 6  # through the defense, and without it
+    assert draws.status == "SUSPECT"
+    assert draws.reason == "the defense is randomized, and each image was scored on one draw only"
+
+
+def test_nan_on_adversarial_images_is_invalid(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    class Fragile(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where((x > 0.7).flatten(1).any(1)[:, None], float("nan"), 1.0) * linear(x)
+
+    report = evaluate(Fragile(), (images, labels), attacks=[Brighten()])
+    assert report.cells[0].status == "INVALID"
+    text = "the victim of attack 'brighten' from 'not registered' returns NaN or infinity on adversarial images"
+    assert report.cells[0].reason == text
+
+
+def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -> None:
+    """A probe or two, the clean images, the attack, the score; rounded to 8 bits only where the data is."""
+
+    class Counting(nn.Module):
+        rows = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counting.rows += len(x)
+            return linear(x)
+
+    counts = []
+    for data in (images, (images * 255).round() / 255):
+        Counting.rows = 0
+        evaluate(Counting(), (data[:100], labels[:100]))
+        counts.append(Counting.rows)
+    assert counts == [1 + 2 + 100 + 90 + 100, 1 + 2 + 100 + 90 + 200]
 
 
 def _other() -> nn.Module:
