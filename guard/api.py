@@ -59,11 +59,13 @@ def evaluate(
     keys = {
         "dataset": _dataset(dataset, train_data, model),
         "model": [_model(item) for item in model] if isinstance(model, list | tuple) else _model(model),
-        "attacks": list(attacks),
-        "defenses": list(defenses),
+        "attacks": attacks,
+        "defenses": defenses,
         "threat": threat,
         "plugins": [str(file) for file in plugins],
     }
+    if "knowledge" in settings:
+        settings["knowledge"] = _knowledge(settings["knowledge"])
     config = EvaluationConfig.of(keys | settings, registry.create)
     return perform(
         config,
@@ -121,6 +123,8 @@ def craft(
     the images' positions in their split, which key all random draws; 0 to N - 1 where left out.
     Raises InputError for bad input, ContractError where the attack breaks its contract.
     """
+    if not isinstance(threat, ThreatModel):
+        raise InputError(f"threat is {threat!r}. Give guard.ThreatModel(norm='linf', epsilon=8 / 255)")
     registry = Registry.load(plugins)
     chosen: Attack = registry.create("attack", attack)
     images = images.detach()
@@ -179,6 +183,13 @@ def _model(item: Any) -> Any:
     return LiveModel.of(_image_model(item), _name(item)) if isinstance(item, nn.Module) or callable(item) else item
 
 
+def _knowledge(item: Any) -> Any:
+    """With live source models wrapped."""
+    if isinstance(item, list | tuple):
+        return [_knowledge(part) for part in item]
+    return {"transfer": _model(item["transfer"])} if isinstance(item, dict) and "transfer" in item else item
+
+
 def _name(item: Any) -> str:
     inner = item.net if isinstance(item, ImageModel) else item
     return getattr(inner, "__name__", type(inner).__name__)
@@ -223,11 +234,16 @@ def _pair(dataset: Any) -> tuple[Tensor, Tensor]:
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor | np.ndarray):
         return torch.as_tensor(dataset[0]).detach(), torch.as_tensor(dataset[1])
     if isinstance(dataset, DataLoader):
-        if not isinstance(dataset.sampler, SequentialSampler) and not isinstance(dataset.dataset, IterableDataset):
+        drawn_by = getattr(dataset.batch_sampler, "sampler", dataset.batch_sampler) or dataset.sampler
+        if not isinstance(drawn_by, SequentialSampler) and not isinstance(dataset.dataset, IterableDataset):
             raise InputError("the DataLoader shuffles, and an image is known by its place. Give shuffle=False")
+        if dataset.drop_last and len(dataset.dataset) % (dataset.batch_size or 1):  # type: ignore[arg-type]
+            raise InputError("the DataLoader drops its last images. Give drop_last=False")
         batches = [(torch.as_tensor(images), torch.as_tensor(labels)) for images, labels in dataset]
         return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+    if isinstance(dataset, Tensor | np.ndarray):
+        raise InputError("images come without labels. Give (images, labels)")
+    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, dict):
         pairs = [dataset[place] for place in range(len(dataset))]
         if not pairs or not isinstance(pairs[0][0], Tensor):
             raise InputError("the data set's items are no tensors. Give it transform=torchvision.transforms.ToTensor()")

@@ -108,9 +108,9 @@ class ImageModel(nn.Module):
                     f"Give one for each channel"
                 )
         if self.mean is not None:
-            images = images - self.mean[:, None, None]
+            images = images - self.mean.to(images.device)[:, None, None]  # `net` may have been placed on its own
         if self.std is not None:
-            images = images / self.std[:, None, None]
+            images = images / self.std.to(images.device)[:, None, None]
         return images
 
     def _logits(self, answer: Tensor) -> Tensor:

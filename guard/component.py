@@ -34,8 +34,11 @@ else:
         """Constructors whose errors are one line."""
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            if args:
+                fields = ", ".join(f"{name}=..." for name in cls.model_fields)
+                raise InputError(f"{cls.__name__} takes its parameters by name: {cls.__name__}({fields})")
             try:
-                return super().__call__(*args, **kwargs)
+                return super().__call__(**kwargs)
             except ValidationError as error:
                 raise InputError(explain(error, cls, data=kwargs)) from error
 

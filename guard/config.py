@@ -257,11 +257,11 @@ class EvaluationConfig(Part):
     seed: Several[NonNegativeInt] = (0,)
     """One seed or a list."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto, cpu, cuda or cuda:1."""
     precision: Literal["float32", "float64"] = "float32"
     """float64 makes results exactly independent of the batch size."""
     batch_size: PositiveInt | None = None
-    """Images per forward; found by the device where left out."""
+    """Images per forward, at most 256; 128 on a CPU and 256 elsewhere where left out."""
     plugins: tuple[str, ...] = ()
     """Plugin files to load, relative to the config file."""
 

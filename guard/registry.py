@@ -94,7 +94,9 @@ class Registry:
             spec = {"name": spec}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
             at = f" ({where})" if where else ""
-            raise InputError(f"{spec!r} is no {kind}{at}. Write a name, or a mapping such as {{name: ..., key: value}}")
+            raise InputError(
+                f"{_short(spec)} is no {kind}{at}. Write a name, or a mapping such as {{name: ..., key: value}}"
+            )
         parameters = {key: value for key, value in spec.items() if key != "name"}
         found = self.find(kind, spec["name"], where)
         in_file = _FUNCTION.fullmatch(spec["name"])
@@ -276,3 +278,8 @@ def load_file(path: Path) -> ModuleType:
 
 def _print_call(hook: str, implementations: Sequence[Any], arguments: Mapping[str, object]) -> None:
     print(f"guard: {hook}() -> {', '.join(i.plugin_name for i in implementations) or 'nobody'}", file=sys.stderr)
+
+
+def _short(spec: object) -> str:
+    text = repr(spec)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(spec).__name__}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from guard.component import Component
 from guard.defense import Defense
-from guard.errors import ContractError, InputError, suggestion
+from guard.errors import ContractError, GuardError, InputError, suggestion
 from guard.registry import load_file
 from guard.rng import Rng
 from guard.source import ModelSource
@@ -78,7 +78,14 @@ class FileModel(_FromFile, ModelSource):
                     f"'{self.function}' in '{self.path}' asks for '{item.name}'; guard gives num_classes and "
                     f"image_shape. Give '{item.name}' a default"
                 )
-        built: nn.Module = function(**{item.name: offered[item.name] for item in parameters if item.name in offered})
+        given = {item.name: offered[item.name] for item in parameters if item.name in offered}
+        try:
+            built: nn.Module = function(**given)
+        except GuardError:
+            raise
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InputError(f"'{self.function}' in '{self.path}' raised {text}. Mend the function") from error
         if not callable(built):
             raise InputError(f"'{self.function}' in '{self.path}' returns a {type(built).__name__}. Return a module")
         return built

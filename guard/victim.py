@@ -1,14 +1,16 @@
 """Victim: the only door from an attack to a model."""
 
 import copy
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from guard.errors import ContractError, InputError, suggestion
+from guard.errors import ContractError, GuardError, InputError, suggestion
 from guard.goal import Goal
 from guard.losses import cross_entropy
 from guard.rng import Rng
@@ -42,8 +44,17 @@ class Counts:
     def __init__(self, images: int, device: torch.device) -> None:
         self.forwards = torch.zeros(images, dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
-        self.broken = torch.zeros(images, dtype=torch.bool, device=device)
-        """Images that a gradient with NaN or infinity was computed for."""
+        self._unusable = torch.zeros_like(self.forwards)
+
+    @property
+    def broken(self) -> Tensor:
+        """Images that a gradient with NaN or infinity was computed for, bool (N,)."""
+        return self._unusable > 0
+
+    def add_backward(self, rows: Tensor, finite: Tensor) -> None:
+        """Count a backward of the images in `rows`, which may repeat; never waits for the device."""
+        self.backwards.index_add_(0, rows, torch.ones_like(rows))
+        self._unusable.index_add_(0, rows, (~finite).to(rows.dtype))
 
 
 class Victim:
@@ -187,9 +198,7 @@ class Victim:
     def _count_backward(self, gradient: Tensor) -> None:
         draws = len(gradient) // max(len(self), 1)
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
-        self.counts.backwards.index_add_(0, rows, torch.ones_like(rows))
-        finite = gradient.flatten(1).sum(1, dtype=torch.float64).isfinite()
-        self.counts.broken[rows[~finite]] = True
+        self.counts.add_backward(rows, gradient.flatten(1).sum(1, dtype=torch.float64).isfinite())
 
     @contextmanager
     def _features(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -228,17 +237,35 @@ class _Door(nn.Module):
 
 
 def bridged(stages: Sequence[Stage], points: Tensor, rng: Rng) -> Tensor:
-    """Images after all stages; the gradient of one that is not differentiable is its surrogate's, of the same draw."""
+    """Images after all stages; the gradient of one that is not differentiable is its surrogate's, of the same draw.
+
+    Raises ContractError where a stage crashes or loses images.
+    """
     for number, stage in enumerate(stages):
-        draw = rng.fold(number)
         if stage.differentiable or not points.requires_grad:
-            points = stage.preprocess(points, draw)
+            points = _staged(stage, "preprocess", points, rng.fold(number))
             continue
         with torch.no_grad():
-            processed = stage.preprocess(points.detach(), draw)
-        stand_in = stage.surrogate(points, rng.fold(number))
+            processed = _staged(stage, "preprocess", points.detach(), rng.fold(number))
+        stand_in = _staged(stage, "surrogate", points, rng.fold(number))
         points = stand_in + (processed - stand_in).detach()
     return points
+
+
+def _staged(stage: Stage, method: str, points: Tensor, rng: Rng) -> Tensor:
+    name = f"defense '{getattr(stage, 'name', type(stage).__name__)}'"
+    try:
+        result = getattr(stage, method)(points, rng)
+    except GuardError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(frame.filename).name}:{frame.lineno})"
+        raise ContractError(f"{name} raised {text}") from error
+    if not isinstance(result, Tensor) or result.dim() != points.dim() or len(result) != len(points):
+        what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+        raise ContractError(f"{name} returns {what} for images of {tuple(points.shape)}. Return as many images")
+    return result
 
 
 @contextmanager

@@ -51,6 +51,12 @@ def test_float64_follows() -> None:
     assert torch.allclose(wrapped(IMAGES.double()).float(), wrapped.float()(IMAGES), atol=1e-5)
 
 
+def test_normalises_where_the_images_are() -> None:
+    """A net on a GPU may be wrapped; `meta` stands for it here."""
+    wrapped = model(nn.Flatten().to("meta"), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    assert wrapped(IMAGES.to("meta")).device.type == "meta"
+
+
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (17, 31)])
 def test_resizes_and_crops_like_torchvision(size: tuple[int, int]) -> None:
     from torchvision.transforms.v2 import functional as transforms

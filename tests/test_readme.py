@@ -88,6 +88,15 @@ def test_the_plugin_of_eight_lines(workplace: Path, quickstart_cache: Path) -> N
     assert len(done.stdout.splitlines()) >= len(following(code).splitlines())
 
 
+def test_the_defense(workplace: Path, quickstart_cache: Path) -> None:
+    (workplace / "darker.py").write_text(blocks("python")[2])
+    settings = "--plugin darker.py --set defenses=[darker] --set attacks=[fgsm] --limit 50 --out runs/darker"
+    done = guard(f"guard evaluate configs/quickstart.yaml {settings}", workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((workplace / "runs/darker/results.json").read_text())["cells"]
+    assert [cell["status"] for cell in cells] == ["VALID", "VALID"]
+
+
 @pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))
 def test_small_commands(command: str, workplace: Path) -> None:
     (workplace / "mine.py").write_text(blocks("python")[1])

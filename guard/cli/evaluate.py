@@ -18,7 +18,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the report goes; runs/NAME OF THE CONFIG by default.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate the first so many images.")] = None,
     no_train: Annotated[bool, typer.Option("--no-train", help="Refuse to train anything.")] = False,
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep the adversarial images.")] = False,

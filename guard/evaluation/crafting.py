@@ -6,7 +6,7 @@ from torch import Tensor
 
 from guard.attack import Attack
 from guard.errors import ContractError, GuardError, InputError, NotApplicable
-from guard.evaluation.network import ATTACK, DEFENSE, Network, blamed, seeded
+from guard.evaluation.network import ATTACK, DEFENSE, Network, blamed, full_precision, seeded
 from guard.goal import Goal
 from guard.rng import Rng
 from guard.threat import ThreatModel, amount
@@ -56,7 +56,7 @@ def craft(
     shape = tuple(images.shape[1:])
     rng, draws = Rng(seed, index, shape, ATTACK), Rng(seed, index, shape, DEFENSE)
     victim = Victim(network.model, images, draws, stages=network.stages, access=attack.access, drop=drop)
-    with blamed(who), held(network.model), seeded(rng, images.device):
+    with blamed(who), held(network.model), full_precision(images.device), seeded(rng, images.device):
         try:
             adversarial = attack.perturb(victim, images.clone(), goal, threat, rng)
         except InputError:
@@ -76,8 +76,9 @@ def check(adversarial: object, images: Tensor, threat: ThreatModel, who: str) ->
         raise ContractError(f"{who} returned {type(adversarial).__name__}, not a tensor. Return adversarial images")
     if adversarial.shape != images.shape:
         raise ContractError(f"{who} returned shape {tuple(adversarial.shape)} for images of {tuple(images.shape)}")
-    if adversarial.dtype != images.dtype:
-        raise ContractError(f"{who} returned {adversarial.dtype} for images of {images.dtype}")
+    if (adversarial.dtype, adversarial.device) != (images.dtype, images.device):
+        given, wanted = (f"{item.dtype} on {item.device}" for item in (adversarial, images))
+        raise ContractError(f"{who} returned {given} for images of {wanted}")
     finite = adversarial.isfinite().flatten(1).all(1)
     if not finite.all():
         raise ContractError(f"{who} returned NaN or infinity in {int((~finite).sum())} of {len(images)} images")

@@ -12,7 +12,9 @@ from guard.errors import InputError
 def device_of(name: str) -> torch.device:
     """The device of that name; auto takes a GPU where there is one. Raises InputError."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("mps"):
+        raise InputError("device 'mps' has no float64, which distances are checked in. Use auto or cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

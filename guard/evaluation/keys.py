@@ -187,6 +187,8 @@ class _Walk:
             return _hash(b"property", self.digest([item.fget, item.fset]))
         if isinstance(item, classmethod | staticmethod):
             return _hash(b"wrapped", self.digest(item.__func__))
+        if hasattr(item, "__wrapped__"):  # functools.cache reduces to a name only
+            return _hash(b"wrapper", self.digest(type(item)), self.digest(item.__wrapped__))
         try:
             reduced = item.__reduce_ex__(4)
         except Exception as error:

@@ -2,9 +2,10 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,13 @@ class Network:
 
         Raises ContractError where it crashes.
         """
-        with blamed("the model"), held(self.model), torch.no_grad(), full_precision(), seeded(rng, images.device):
+        with (
+            blamed("the model"),
+            held(self.model),
+            torch.no_grad(),
+            full_precision(images.device),
+            seeded(rng, images.device),
+        ):
             logits: Tensor = self.model(bridged(self.stages, images, rng))
         return logits
 
@@ -91,12 +98,20 @@ def seeded(rng: Rng, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 are exact float32: TF32 is off."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 are products in float32: no TF32, no bfloat16, no autocast."""
+    with ExitStack() as settings:
+        settings.enter_context(torch.autocast(device.type, enabled=False))
+        for place, name, value in _precisions():
+            settings.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, value)
         yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _precisions() -> list[tuple[Any, str, object]]:
+    """Where torch says how float32 is multiplied, and what makes it exact."""
+    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
+        return [(cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    places = (cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)  # type: ignore[attr-defined]
+    return [(place, "fp32_precision", "ieee") for place in places]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from guard.config import GoalSetting
+from guard.config import GoalSetting, Targets
 from guard.errors import ContractError, InputError
 from guard.evaluation.crafting import Crafted, craft
 from guard.evaluation.network import SCORING, TARGETS, Network
@@ -35,10 +35,10 @@ class Bench:
     """What was crafted for another victim than the one it is scored on, and the seconds it took, by `Trial.crafting`;
     all victims are scored on the same images. To be cleared before the next shard."""
 
-    def clean(self, network: Network, shard: Data) -> Tensor:
+    def clean(self, network: Network, shard: Data, seed: int = 0) -> Tensor:
         """The network's logits of the clean images, float64 on the CPU. Raises ContractError."""
         images, _, index = self._placed(shard)
-        return self._logits(network, images, index, 0).double().cpu()
+        return self._logits(network, images, index, seed).double().cpu()
 
     def outcome(self, trial: Trial, shard: Data, clean: Tensor, who: str, advance: Callable[[int], None]) -> Arrays:
         """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
@@ -131,7 +131,7 @@ class Bench:
 def targets_for(
     goal: GoalSetting, clean: Tensor, labels: Tensor, index: Tensor, seed: int, num_classes: int
 ) -> Tensor | None:
-    """The target of each image, int64 (N,), or None for an untargeted goal. Raises InputError."""
+    """The target of each image, int64 (N,), or None for an untargeted goal."""
     if isinstance(goal, str):
         return None
     if goal.targets == "least-likely":
@@ -141,9 +141,13 @@ def targets_for(
     if goal.targets == "random":
         other = Rng(seed, index, (), TARGETS).integers(num_classes - 1)
         return other + (other >= labels)
-    if goal.targets >= num_classes:
-        raise InputError(f"goal: target {goal.targets} is no class; the data set has classes 0 to {num_classes - 1}")
     return torch.full_like(labels, goal.targets)
+
+
+def check_target(goal: GoalSetting, num_classes: int) -> None:
+    """Raise InputError where a goal names a class that there is not."""
+    if isinstance(goal, Targets) and isinstance(goal.targets, int) and goal.targets >= num_classes:
+        raise InputError(f"goal: target {goal.targets} is no class; the data set has classes 0 to {num_classes - 1}")
 
 
 def to_8bit(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:

@@ -1,7 +1,9 @@
 """The plan: which cells an evaluation has, and the ways in which the attacker tries inside each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 from guard.attack import Attack
 from guard.config import EvaluationConfig, GoalSetting, Targets, Transfer
@@ -83,34 +85,40 @@ class Planned:
     refused: tuple[Status, str] | None = None
 
 
-def cells(config: EvaluationConfig, model_labels: list[str]) -> list[PlannedCell]:
+def cells(config: EvaluationConfig) -> list[PlannedCell]:
     """Every cell that the config asks for, those that do not apply included."""
-    planned = []
-    for model, model_label in zip(config.model, model_labels, strict=True):
-        for threat in config.threat:
-            for defense in config.defenses:
-                for knowledge in config.knowledge:
-                    source = knowledge.transfer if isinstance(knowledge, Transfer) else None
-                    for entry in config.attacks:
-                        for goal in config.goal:
-                            for seed in config.seed:
-                                planned.append(
-                                    PlannedCell(
-                                        model,
-                                        model_label,
-                                        defense.stack,
-                                        defense.label,
-                                        entry.attack,
-                                        entry.label,
-                                        goal,
-                                        threat,
-                                        str(knowledge),
-                                        source,
-                                        None if source is None else label_of(source),
-                                        seed,
-                                    )
-                                )
-    return planned
+    models = zip(config.model, unique([label_of(model) for model in config.model]), strict=True)
+    sources = [item.transfer if isinstance(item, Transfer) else None for item in config.knowledge]
+    labels = unique([label_of(source) for source in sources if source is not None])
+    named = [
+        (str(item), source, labels.pop(0) if source else None)
+        for item, source in zip(config.knowledge, sources, strict=True)
+    ]
+    return [
+        PlannedCell(
+            model,
+            model_label,
+            defense.stack,
+            defense.label,
+            entry.attack,
+            entry.label,
+            goal,
+            threat,
+            knowledge,
+            source,
+            source_label,
+            seed,
+        )
+        for (model, model_label), threat, defense, (knowledge, source, source_label), entry, goal, seed in product(
+            models, config.threat, config.defenses, named, config.attacks, config.goal, config.seed
+        )
+    ]
+
+
+def unique(labels: Sequence[str]) -> list[str]:
+    """Number labels that repeat: 'a', 'a#2'."""
+    repeats = [labels[:place].count(label) for place, label in enumerate(labels)]
+    return [f"{label}#{repeat + 1}" if repeat else label for label, repeat in zip(labels, repeats, strict=True)]
 
 
 def trials(cell: PlannedCell, victim: Defended, source: Network | None, environment: str) -> tuple[Trial, ...]:

@@ -33,6 +33,8 @@ class Ledger:
     """Of each trial, shard by shard."""
     clean: dict[int, list[Tensor]] = field(default_factory=dict)
     """Logits of the clean images of each network, shard by shard."""
+    unsteady: set[int] = field(default_factory=set)
+    """Networks that answer the same images differently from call to call."""
     computed: int = 0
     cached: int = 0
 
@@ -122,6 +124,8 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     clean = correct(logits, data.labels).numpy()
     outcomes = [joined(ledger.outcomes[id(way)]) for way in item.trials]
     status, reason = suspicion(item.victim, logits, clean, config.dataset.num_classes)
+    if status == "VALID" and (item.victim.randomized or id(item.victim) in ledger.unsteady):
+        status, reason = "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
     outcome = best(outcomes)
     row = Cell(
         **shared | figures(outcome, clean, data.labels.numpy(), on_grid),
@@ -141,6 +145,4 @@ def suspicion(network: Network, logits: Tensor, clean: Flags, num_classes: int) 
     if wilson(int(clean.sum()), len(clean))[0] <= chance:
         text = f"clean accuracy {clean.mean():.1%} on {len(clean)} images is not clearly above chance ({chance:.1%})"
         return "SUSPECT", f"{text}. Check the order of the classes and the normalisation"
-    if network.randomized:
-        return "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
     return "VALID", ""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from guard.evaluation.environment import device_of, versions
 from guard.evaluation.images import load_images
 from guard.evaluation.keys import data_key, environment_key, key
 from guard.evaluation.network import Network
-from guard.evaluation.outcome import PICTURES, Bench
+from guard.evaluation.outcome import PICTURES, Bench, check_target
 from guard.evaluation.plan import Planned, PlannedCell, Trial, cells, trials
 from guard.evaluation.prepare import Defended, Workshop, label_of
 from guard.evaluation.result import Results
@@ -75,7 +76,9 @@ def run(
 
 def plan(config: EvaluationConfig, workshop: Workshop, environment: str) -> list[Planned]:
     """Build every network that the config needs, and the trials of each cell. Raises InputError."""
-    wanted = cells(config, unique([label_of(source) for source in config.model]))
+    for goal in config.goal:
+        check_target(goal, config.dataset.num_classes)
+    wanted = cells(config)
     named = [(cell.model, cell.defense, _name(cell)) for cell in wanted]
     named += [(cell.source, Stack(), label_of(cell.source)) for cell in wanted if cell.source is not None]
     workshop.announce(named)
@@ -108,6 +111,9 @@ def plan(config: EvaluationConfig, workshop: Workshop, environment: str) -> list
     if len(refused) == len(result) and all(status == "NOT_APPLICABLE" for status, _ in refused):
         raise InputError(refused[0][1])
     return result
+
+
+_PROBED = 16  # images of a shard that are asked about twice, to see whether the answer is the same
 
 
 class _Computing:
@@ -179,9 +185,16 @@ class _Computing:
         """The logits of the clean images. Raises ContractError where they are not finite."""
         where = network.key and key("clean", network.key, self._environment)
         kept = self._store.read(where, name) if where else None
-        logits = self._bench.clean(network, shard) if kept is None else torch.from_numpy(kept["logits"])
-        if where and kept is None:
-            self._store.write(where, name, {"logits": logits.numpy()})
+        if kept is None:
+            some = shard[:_PROBED]
+            first, again = (self._bench.clean(network, some, seed) for seed in (0, 1))
+            steady = torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True)
+            kept = {"logits": self._bench.clean(network, shard).numpy(), "steady": np.array(steady)}
+            if where:
+                self._store.write(where, name, kept)
+        if not kept["steady"]:
+            self._ledger.unsteady.add(id(network))
+        logits = torch.from_numpy(kept["logits"])
         broken = int((~logits.isfinite().all(1)).sum())
         if broken:
             raise ContractError(f"the model returns NaN or infinity for {broken} of {len(shard)} clean images")
@@ -212,12 +225,6 @@ def origins(config: EvaluationConfig, registry: Registry) -> dict[str, str]:
     found |= {f"attack {entry.attack.name}": entry.attack for entry in config.attacks}
     found |= {f"defense {member.name}": member for entry in config.defenses for member in entry.stack.members}
     return {name: str(registry.origin(item)) for name, item in found.items()}
-
-
-def unique(labels: Sequence[str]) -> list[str]:
-    """Number labels that repeat: 'a', 'a#2'."""
-    repeats = [labels[:place].count(label) for place, label in enumerate(labels)]
-    return [f"{label}#{repeat + 1}" if repeat else label for label, repeat in zip(labels, repeats, strict=True)]
 
 
 def _name(cell: PlannedCell) -> str:

@@ -23,5 +23,10 @@ class Report(Results):
         """
         return save(self, Path(folder))
 
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.cells)} cells: see .cells, .worst_case, .to_frame(), .save(folder)>"
+
+    __str__ = __repr__
+
     def _repr_html_(self) -> str:
         return fragment(self)

@@ -1,6 +1,7 @@
 """Victims that fail, victims that are no modules, networks without a hash, and what a run shares and keeps."""
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_a_defended_network_that_fails_is_invalid_and_the_others_go_on(
         assert reasons == {"the model returns NaN or infinity for 256 of 256 clean images"}
     else:
         (reason,) = reasons
-        assert reason.startswith("the model raised ValueError: no blur (test_contracts.py:")
+        assert reason.startswith("defense 'crashes' raised ValueError: no blur (test_contracts.py:")
     worst = {(row.defense, row.knowledge): row.status for row in report.worst_case}
     assert worst[defense.name, "adaptive"] == "INCOMPLETE"
     assert worst["blur", "adaptive"] == "VALID"
@@ -305,7 +306,8 @@ def test_nan_on_adversarial_images_is_invalid(linear: nn.Module, images: Tensor,
 
 
 def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -> None:
-    """A probe or two, the clean images, the attack, the score; rounded to 8 bits only where the data is."""
+    """A probe or two, 16 images asked about twice to see whether the answers agree, the clean images, the attack, the
+    score; rounded to 8 bits only where the data is."""
 
     class Counting(nn.Module):
         rows = 0
@@ -319,7 +321,7 @@ def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -
         Counting.rows = 0
         evaluate(Counting(), (data[:100], labels[:100]))
         counts.append(Counting.rows)
-    assert counts == [1 + 2 + 100 + 90 + 100, 1 + 2 + 100 + 90 + 200]
+    assert counts == [1 + 2 + 32 + 100 + 90 + 100, 1 + 2 + 32 + 100 + 90 + 200]
 
 
 def _other() -> nn.Module:
@@ -464,3 +466,74 @@ def test_a_perfect_score_on_three_images_is_no_proof(
 ) -> None:
     (cell,) = evaluate(linear, (images[1:4], labels[1:4])).cells
     assert cell.reason.startswith("clean accuracy 100.0% on 3 images is not clearly above chance (50.0%)")
+
+
+class Lossy(Defense):
+    """Keeps one image of a batch, or returns what is no image, or crashes, or draws from torch's own generator."""
+
+    name = "lossy"
+    how: str = "one"
+
+    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+        if self.how == "crash":
+            raise ValueError("boom")
+        if self.how == "none":
+            return None  # type: ignore[return-value]
+        return images[:1] if self.how == "one" else (images + 0.3 * torch.randn_like(images)).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("one", r"defense 'lossy' returns shape \(1, .*\) for images of \(\d+, .*\)\. Return as many images"),
+        ("none", r"defense 'lossy' returns a NoneType for images of \(\d+, .*\)\. Return as many images"),
+        ("crash", r"defense 'lossy' raised ValueError: boom \(test_contracts\.py:\d+\)"),
+    ],
+)
+def test_a_stage_that_fails_is_named_and_the_others_go_on(
+    how: str, text: str, linear: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    report = guard.evaluate(
+        linear,
+        (images, labels),
+        attacks=["fgsm"],
+        defenses=["none", Lossy(how=how)],
+        threat=guard.ThreatModel(norm="linf", epsilon=0.02),
+    )
+    fine, broken = report.cells
+    assert (fine.status, broken.status) == ("VALID", "INVALID")
+    assert re.search(text, broken.reason)
+
+
+def test_undeclared_randomness_is_suspect(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    threat = guard.ThreatModel(norm="linf", epsilon=0.02)
+    (cell,) = guard.evaluate(
+        linear, (images, labels), attacks="fgsm", defenses=[Lossy(how="draws")], threat=threat
+    ).cells
+    assert cell.status == "SUSPECT"
+    assert cell.reason == "the defense is randomized, and each image was scored on one draw only"
+
+
+def test_a_live_source_of_transfer(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    threat = guard.ThreatModel(norm="linf", epsilon=0.02)
+    torch.manual_seed(3)
+    others = [nn.Sequential(nn.Flatten(), nn.Linear(16, 2)) for _ in range(2)]
+    knowledge = [{"transfer": other} for other in others]
+    cells = guard.evaluate(linear, (images, labels), attacks=["pgd"], threat=threat, knowledge=knowledge).cells
+    assert [cell.source for cell in cells] == ["Sequential", "Sequential#2"]
+    assert cells[0].robust_accuracy != cells[1].robust_accuracy
+
+
+def test_precision_is_full_and_put_back(images: Tensor) -> None:
+    from guard.evaluation.network import full_precision
+
+    with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+        assert (images[0, 0] @ images[1, 0]).dtype == torch.float32
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with full_precision(torch.device("cpu")):
+            pass
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
