@@ -43,8 +43,8 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line: exit code 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, each with one line."""
-    # before torch is imported: threads that spin while they wait make a busy machine many times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # before torch is imported: threads that spin for long while they wait make a busy machine many times slower
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = app(arguments, prog_name="guard", standalone_mode=False) or 0
