@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     from guard.errors import ContractError as ContractError
     from guard.errors import GuardError as GuardError
     from guard.errors import InputError as InputError
+    from guard.errors import NotApplicable as NotApplicable
+    from guard.errors import PluginError as PluginError
+    from guard.errors import UnknownName as UnknownName
     from guard.goal import Goal as Goal
     from guard.hookspecs import hookimpl as hookimpl
     from guard.losses import LOSSES as LOSSES
+    from guard.losses import Loss as Loss
     from guard.losses import LossName as LossName
+    from guard.progress import Progress as Progress
     from guard.registry import Registry as Registry
     from guard.report.report import Report as Report
     from guard.rng import Rng as Rng
@@ -63,12 +68,16 @@ else:
         "InputError": "errors",
         "IterativeAttack": "attack",
         "LOSSES": "losses",
+        "Loss": "losses",
         "LossName": "losses",
         "Memory": "attack",
         "MinimalAttack": "attack",
         "ModelSource": "source",
         "Norm": "threat",
+        "NotApplicable": "errors",
         "Now": "attack",
+        "PluginError": "errors",
+        "Progress": "progress",
         "Registry": "registry",
         "Report": "report.report",
         "Rng": "rng",
@@ -76,6 +85,7 @@ else:
         "Stack": "defense",
         "Step": "defense",
         "ThreatModel": "threat",
+        "UnknownName": "errors",
         "Victim": "victim",
         "craft": "api",
         "evaluate": "api",
@@ -113,12 +123,16 @@ __all__ = [
     "ImageModel",
     "InputError",
     "IterativeAttack",
+    "Loss",
     "LossName",
     "Memory",
     "MinimalAttack",
     "ModelSource",
     "Norm",
+    "NotApplicable",
     "Now",
+    "PluginError",
+    "Progress",
     "Registry",
     "Report",
     "Rng",
@@ -126,6 +140,7 @@ __all__ = [
     "Stack",
     "Step",
     "ThreatModel",
+    "UnknownName",
     "Victim",
     "__version__",
     "craft",

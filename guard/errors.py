@@ -8,8 +8,11 @@ GuardError
 └── NotApplicable          a norm, an access or a knowledge that does not apply here
 """
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class GuardError(Exception):
@@ -43,3 +46,21 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Known: {', '.join(known)}" if known else "None is known"
+
+
+@contextmanager
+def blamed(who: str) -> Iterator[None]:
+    """Turn a crash of somebody else's code into a ContractError of `who`, with its place."""
+    try:
+        yield
+    except GuardError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise ContractError(f"{who} raised {type(error).__name__}: {one_line(error)} ({place})") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error without its line breaks."""
+    return " ".join(str(error).split())

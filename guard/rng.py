@@ -1,6 +1,8 @@
 """Rng: random draws that belong to an image, wherever it stands in whichever batch on whichever device."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -112,3 +114,15 @@ def _repetition(rows: Tensor) -> Tensor:
     first = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered.diff() != 0])[: len(rows)]
     start = torch.where(first, place, 0).cummax(0).values if len(rows) else place
     return torch.empty_like(rows).scatter_(0, order, place - start)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators of the CPU and of this device, and leave them as they were found."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for each in devices:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,16 +1,14 @@
 """Victim: the only door from an attack to a model."""
 
 import copy
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from guard.errors import ContractError, GuardError, InputError, suggestion
+from guard.errors import ContractError, InputError, blamed, suggestion
 from guard.goal import Goal
 from guard.losses import cross_entropy
 from guard.rng import Rng
@@ -254,14 +252,8 @@ def bridged(stages: Sequence[Stage], points: Tensor, rng: Rng) -> Tensor:
 
 def _staged(stage: Stage, method: str, points: Tensor, rng: Rng) -> Tensor:
     name = f"defense '{getattr(stage, 'name', type(stage).__name__)}'"
-    try:
-        result = getattr(stage, method)(points, rng)
-    except GuardError:
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(frame.filename).name}:{frame.lineno})"
-        raise ContractError(f"{name} raised {text}") from error
+    with blamed(name):
+        result: object = getattr(stage, method)(points, rng)
     if not isinstance(result, Tensor) or result.dim() != points.dim() or len(result) != len(points):
         what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
         raise ContractError(f"{name} returns {what} for images of {tuple(points.shape)}. Return as many images")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from guard.attack import Attack
-from guard.errors import ContractError, GuardError, InputError, NotApplicable
-from guard.evaluation.network import ATTACK, DEFENSE, Network, blamed, full_precision, seeded
+from guard.errors import ContractError, GuardError, InputError, NotApplicable, blamed
+from guard.evaluation.network import ATTACK, DEFENSE, Network, full_precision, opaque
 from guard.goal import Goal
-from guard.rng import Rng
+from guard.rng import Rng, seeded
 from guard.threat import ThreatModel, amount
 from guard.victim import ACCESS, Access, Victim, held
 
@@ -56,7 +56,7 @@ def craft(
     shape = tuple(images.shape[1:])
     rng, draws = Rng(seed, index, shape, ATTACK), Rng(seed, index, shape, DEFENSE)
     victim = Victim(network.model, images, draws, stages=network.stages, access=attack.access, drop=drop)
-    with blamed(who), held(network.model), full_precision(images.device), seeded(rng, images.device):
+    with blamed(who), held(network.model), full_precision(images.device), seeded(opaque(rng), images.device):
         try:
             adversarial = attack.perturb(victim, images.clone(), goal, threat, rng)
         except InputError:

@@ -1,17 +1,15 @@
 """Network: a defended model as it is asked, and the conditions under which foreign code runs."""
 
-import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guard.errors import ContractError, GuardError, InputError
-from guard.rng import Rng
+from guard.errors import GuardError, InputError, blamed, one_line
+from guard.rng import Rng, seeded
 from guard.victim import Access, Stage, bridged, held
 
 ATTACK, DEFENSE, SCORING, TARGETS, OPAQUE = range(5)  # streams: none may see another's draws
@@ -42,7 +40,7 @@ class Network:
             held(self.model),
             torch.no_grad(),
             full_precision(images.device),
-            seeded(rng, images.device),
+            seeded(opaque(rng), images.device),
         ):
             logits: Tensor = self.model(bridged(self.stages, images, rng))
         return logits
@@ -57,44 +55,19 @@ def answer(model: nn.Module, images: Tensor, what: str) -> Tensor:
         raise
     except Exception as error:
         kind = f"{str(images.dtype).removeprefix('torch.')} images of shape {tuple(images.shape)} on {images.device}"
-        raise InputError(f"model '{what}' does not take {kind}: {_line(error)}. Give a model that does") from error
+        raise InputError(f"model '{what}' does not take {kind}: {one_line(error)}. Give a model that does") from error
     return logits
+
+
+def opaque(rng: Rng) -> int:
+    """The seed for what draws from torch's own generators: of the first image's key, for such draws know no image."""
+    return int(rng.fold(OPAQUE).integers(2**31, shape=())[0])
 
 
 def beside(model: nn.Module, images: Tensor) -> Tensor:
     """Images on a model's device and in its precision."""
     tensors = [*model.parameters(), *model.buffers()]
     return images.to(next((tensor for tensor in tensors if tensor.is_floating_point()), images))
-
-
-@contextmanager
-def blamed(who: str) -> Iterator[None]:
-    """Turn a crash inside into a ContractError of `who`."""
-    try:
-        yield
-    except GuardError:
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}:{frame.lineno}"
-        raise ContractError(f"{who} raised {type(error).__name__}: {_line(error)} ({place})") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-@contextmanager
-def seeded(rng: Rng, device: torch.device) -> Iterator[None]:
-    """Draws from torch's own generators follow from the first image's key, and leave them as they were found."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        seed = int(rng.fold(OPAQUE).integers(2**31, shape=())[0])
-        torch.default_generator.manual_seed(seed)
-        for each in devices:
-            with torch.cuda.device(each):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from guard.classifier import ImageModel, assemble, check_logits
 from guard.config import EvaluationConfig
 from guard.defense import Stack
-from guard.errors import ContractError, InputError
+from guard.errors import ContractError, InputError, blamed
 from guard.evaluation.environment import libraries
 from guard.evaluation.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.evaluation.network import Network, answer, beside, blamed
+from guard.evaluation.network import Network, answer, beside
 from guard.evaluation.store import Store
 from guard.progress import Progress
-from guard.rng import Rng
+from guard.rng import Rng, seeded
 from guard.source import Data, ModelSource
 from guard.training.loop import estimate, train
 from guard.victim import Access, Stage, bridged, held
@@ -171,8 +171,7 @@ class Workshop:
         data, label = self._config.dataset, label_of(source)
         if fresh and source.weights is not None:
             source = source.model_copy(update={"weights": "none"})
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self._config.seed[0])
+        with seeded(self._config.seed[0], torch.device("cpu")):
             model = assemble(source, data.num_classes, data.image_shape)
         probe = beside(model, torch.full((2, *data.image_shape), 0.5))
         check_logits(answer(model, probe, label), data.num_classes, label)
@@ -231,7 +230,7 @@ class Workshop:
                         config.threat[0].model_dump_json() if left.members else None,
                         self._training_key,
                         config.seed[0],
-                        framework_source("", "training"),
+                        framework_source("", "training", "evaluation"),
                         libraries(),
                         self._device.type,
                     )

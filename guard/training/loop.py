@@ -2,8 +2,6 @@
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,6 +10,7 @@ from guard.config import Training
 from guard.defense import Stack, Step
 from guard.errors import ContractError, InputError
 from guard.progress import Progress
+from guard.rng import seeded
 from guard.source import Data
 from guard.threat import ThreatModel
 
@@ -40,7 +39,7 @@ def train(
     if not sizes:
         raise InputError(f"{what}: there are no training images. Give a training split that has some")
     total = training.epochs * len(sizes)
-    with _seeded(seed, device):
+    with seeded(seed, device):
         updates = _Updates(model.to(device), defense, threat, training, device, seed)
         progress.start(what, total)
         try:
@@ -66,7 +65,7 @@ def estimate(
     batch = data[: training.batch_size]
     if not len(batch):
         return 0.0
-    with _seeded(0, device):
+    with seeded(0, device):
         updates = _Updates(copy.deepcopy(model).to(device), defense, threat, training, device, 0)
         updates.update(batch, 0.5).item()
         start = time.perf_counter()
@@ -134,15 +133,3 @@ def _batch_sizes(images: int, size: int) -> list[int]:
     if len(sizes) > 1 and sizes[-1] == 1 < size:
         sizes[-2:] = [size + 1]
     return sizes
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of the CPU and of this device, for layers that draw, and put them back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        for each in devices:
-            with torch.cuda.device(each):
-                torch.cuda.manual_seed(seed)
-        yield
