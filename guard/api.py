@@ -90,9 +90,7 @@ def perform(
     if out is not None:
         claim(out, config)
     try:
-        results = run(
-            config, registry, out=out, keep_images=keep_images, no_train=no_train, progress=progress or Progress()
-        )
+        results = run(config, registry, out=out, keep_images=keep_images, no_train=no_train, progress=progress)
     except GuardError:
         if out is not None:
             release(out)

@@ -58,7 +58,12 @@ def blamed(who: str) -> Iterator[None]:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
-        raise ContractError(f"{who} raised {type(error).__name__}: {one_line(error)} ({place})") from error
+        raise ContractError(f"{who} raised {described(error)} ({place})") from error
+
+
+def described(error: BaseException) -> str:
+    """The kind and the text of an error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def one_line(error: BaseException) -> str:

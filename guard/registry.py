@@ -20,7 +20,7 @@ from guard import hookspecs
 from guard.attack import Attack
 from guard.component import Component
 from guard.defense import Defense
-from guard.errors import InputError, PluginError, UnknownName, suggestion
+from guard.errors import InputError, PluginError, UnknownName, described, suggestion
 from guard.source import DatasetSource, ModelSource
 from guard.wording import explain
 
@@ -158,7 +158,7 @@ class Registry:
         except _CollisionError:
             raise
         except (Exception, SystemExit) as error:
-            self.failures[point.name] = str(error) if isinstance(error, PluginError) else _one_line(error)
+            self.failures[point.name] = str(error) if isinstance(error, PluginError) else described(error)
 
     def _add_file(self, manager: pluggy.PluginManager, path: Path) -> None:
         """Load one plugin file; the user asked for it, so that what goes wrong is raised."""
@@ -170,7 +170,7 @@ class Registry:
         except PluginError:
             raise
         except Exception as error:
-            raise PluginError(f"plugin file '{path}' did not load: {_one_line(error)}. Mend the file") from error
+            raise PluginError(f"plugin file '{path}' did not load: {described(error)}. Mend the file") from error
 
     def _add(self, manager: pluggy.PluginManager, name: str, module: object, origin: Origin) -> None:
         for kind, classes in _offered(manager, name, module, origin).items():
@@ -194,10 +194,6 @@ class _CollisionError(PluginError):
 def _own_first(point: EntryPoint) -> tuple[bool, str]:
     """Sort key: guard's own plugins, then the others, so that a collision names the newcomer second."""
     return point.dist is None or point.dist.name != "guard-robustness", point.name
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _offered(
@@ -272,7 +268,7 @@ def load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise PluginError(f"plugin file '{path}' did not load: {_one_line(error)}. Mend the file") from error
+        raise PluginError(f"plugin file '{path}' did not load: {described(error)}. Mend the file") from error
     return module
 
 

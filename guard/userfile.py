@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from guard.component import Component
 from guard.defense import Defense
-from guard.errors import ContractError, GuardError, InputError, suggestion
+from guard.errors import ContractError, GuardError, InputError, described, suggestion
 from guard.registry import load_file
 from guard.rng import Rng
 from guard.source import ModelSource
@@ -84,8 +84,8 @@ class FileModel(_FromFile, ModelSource):
         except GuardError:
             raise
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise InputError(f"'{self.function}' in '{self.path}' raised {text}. Mend the function") from error
+            text = f"'{self.function}' in '{self.path}' raised {described(error)}"
+            raise InputError(f"{text}. Mend the function") from error
         if not callable(built):
             raise InputError(f"'{self.function}' in '{self.path}' returns a {type(built).__name__}. Return a module")
         return built
