@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from guard.api import evaluate as evaluate
     from guard.api import load_run as load_run
     from guard.attack import Attack as Attack
+    from guard.attack import Cost as Cost
     from guard.attack import IterativeAttack as IterativeAttack
     from guard.attack import Memory as Memory
     from guard.attack import MinimalAttack as MinimalAttack
     from guard.attack import Now as Now
+    from guard.attack import attempts as attempts
+    from guard.cascade import Cascade as Cascade
     from guard.classifier import ImageModel as ImageModel
     from guard.classifier import model as model
     from guard.component import Component as Component
@@ -57,8 +60,10 @@ else:
         "Access": "victim",
         "Amount": "threat",
         "Attack": "attack",
+        "Cascade": "cascade",
         "Component": "component",
         "ContractError": "errors",
+        "Cost": "attack",
         "Data": "source",
         "DatasetSource": "source",
         "Defense": "defense",
@@ -87,6 +92,7 @@ else:
         "ThreatModel": "threat",
         "UnknownName": "errors",
         "Victim": "victim",
+        "attempts": "attack",
         "craft": "api",
         "evaluate": "api",
         "held": "victim",
@@ -113,8 +119,10 @@ __all__ = [
     "Access",
     "Amount",
     "Attack",
+    "Cascade",
     "Component",
     "ContractError",
+    "Cost",
     "Data",
     "DatasetSource",
     "Defense",
@@ -143,6 +151,7 @@ __all__ = [
     "UnknownName",
     "Victim",
     "__version__",
+    "attempts",
     "craft",
     "evaluate",
     "held",

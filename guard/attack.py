@@ -1,8 +1,9 @@
 """Attack: what turns images into adversarial images, and the two bases that do most of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import PositiveInt
@@ -18,6 +19,13 @@ Memory = dict[str, Tensor]
 """What an iterative attack carries from step to step: tensors with one row per image."""
 
 
+class Cost(NamedTuple):
+    """The most that an attack asks of a victim for one image."""
+
+    forwards: int
+    backwards: int
+
+
 class Attack(Component, ABC):
     """An attack. A subclass names itself and writes `perturb`."""
 
@@ -26,6 +34,9 @@ class Attack(Component, ABC):
     """The norms it can attack in."""
     access: ClassVar[Access] = "gradients"
     """The most it asks of the victim: gradients, logits, labels, or transfer (nothing)."""
+    bf16: ClassVar[bool] = False
+    """Whether its gradients may be computed in bfloat16 where the user asks for that: it follows signs only, and stops
+    at an image only where `victim.reached` says so."""
 
     @abstractmethod
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
@@ -34,6 +45,10 @@ class Attack(Component, ABC):
         Nothing is corrected afterwards: what breaks the contract makes the cell INVALID. Each image is treated on its
         own, so that the result does not depend on the batch.
         """
+
+    def cost(self, num_classes: int) -> Cost | None:
+        """The most it asks of the victim for one image; None where it does not say."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -81,61 +96,53 @@ class IterativeAttack(Attack):
     def move(self, now: Now, memory: Memory) -> Tensor:
         """The next point; it need not lie in the ball. May write to `memory`."""
 
+    def final(self, point: Tensor, memory: Memory) -> Tensor:
+        """What a run ends with where nothing is dropped: its last point by default."""
+        return point
+
+    def cost(self, num_classes: int) -> Cost | None:
+        """A forward and a backward for each step, and a forward between restarts."""
+        steps = self.steps * self.restarts
+        return Cost(steps + self.restarts - 1, steps)
+
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """See `Attack.perturb`; the loop around the methods above."""
-        result = images.clone()
-        best = torch.full((len(images),), -float("inf"), dtype=images.dtype, device=images.device)
-        left = torch.arange(len(images), device=images.device)
-        for restart in range(self.restarts):
-            last = restart + 1 == self.restarts
-            point, rows = self._run(victim, images, goal, threat, rng.fold(restart), restart, left, result)
-            if self.restarts == 1 or (victim.drop and last):
-                result[rows] = point
-                break
+
+        def run(restart: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self.run(victim[rows], images[rows], goal[rows], threat, rng[rows].fold(restart), restart)
+
+        return attempts(victim, images, goal, self.restarts, run)
+
+    def run(
+        self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng, restart: int
+    ) -> tuple[Tensor, Tensor]:
+        """One run: a point for each image, and the index of those not known to have reached the goal."""
+        point, memory = self.start(victim, images, goal, threat, rng, restart)
+        result, rows = torch.empty_like(images), torch.arange(len(images), device=images.device)
+        spent = rows[:0]
+        for step in range(self.steps):
+            if victim.remaining is not None:
+                able = victim.remaining > 0
+                result[rows], spent = point, torch.cat([spent, rows[~able]])
+                keep = able.nonzero().squeeze(1)
+                rows, point, images, victim, goal = rows[keep], point[keep], images[keep], victim[keep], goal[keep]
+                memory = {key: value[keep] for key, value in memory.items()}
             if not len(rows):
                 break
-            logits = victim[rows].logits(point)
-            if victim.drop:
-                result[rows] = point
-                left = rows[~goal[rows].reached(logits)]
-                if not len(left):
-                    break
-            else:
-                height = -goal.margin(logits).to(best)
-                better = height > best
-                result[better], best[better] = point[better], height[better]
-        return result
-
-    def _run(
-        self,
-        victim: Victim,
-        images: Tensor,
-        goal: Goal,
-        threat: ThreatModel,
-        rng: Rng,
-        restart: int,
-        rows: Tensor,
-        result: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """One run on the images in `rows`; writes points that reached the goal, returns the others and their rows."""
-        if len(rows) < len(images):
-            victim, images, goal, rng = victim[rows], images[rows], goal[rows], rng[rows]
-        point, memory = self.start(victim, images, goal, threat, rng, restart)
-        for step in range(self.steps):
             gradient, loss, logits = self.gradient(victim, point, goal, memory)
             if victim.drop:
-                open_ = ~goal.reached(logits)
-                if not open_.all():
-                    result[rows[~open_]] = point[~open_]
-                    rows, point, images = rows[open_], point[open_], images[open_]
+                left = (~victim.reached(point, goal, logits)).nonzero().squeeze(1)
+                if len(left) < len(rows):
+                    result[rows] = point
+                    rows, point, images, victim, goal = rows[left], point[left], images[left], victim[left], goal[left]
+                    memory = {key: value[left] for key, value in memory.items()}
                     if not len(rows):
                         break
-                    gradient, loss, logits = gradient[open_], loss[open_], logits[open_]
-                    memory = {key: value[open_] for key, value in memory.items()}
-                    victim, goal = victim[open_], goal[open_]
+                    gradient, loss, logits = gradient[left], loss[left], logits[left]
             now = Now(point, gradient, loss, logits, images, goal, threat, step)
             point = threat.project(self.move(now, memory), images)
-        return point, rows
+        result[rows] = point if victim.drop else self.final(point, memory)
+        return result, torch.cat([rows, spent])
 
 
 class MinimalAttack(Attack):
@@ -148,3 +155,53 @@ class MinimalAttack(Attack):
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """The nearest point where it lies in the ball, elsewhere its projection."""
         return threat.project(self.nearest(victim, images, goal, threat.norm, rng), images)
+
+
+Run = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+
+
+def attempts(
+    victim: Victim,
+    images: Tensor,
+    goal: Goal,
+    count: int,
+    run: Run,
+    credit: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Runs one after another: the point of the first that reached each image's goal, else of the last.
+
+    `run(number, rows)` attacks the images in `rows`, an index int64 (n,), and returns a point for each and the index
+    among them of those not known to have reached the goal. Where the victim does not let an attack stop at success,
+    every run gets every image, and the point furthest beyond the goal (or closest to it) counts.
+    `credit(number, rows)` is told which images each run brought to their goal; without it the last run is not judged.
+    """
+    result = images.clone()
+    height = torch.full((len(images),), -float("inf"), dtype=images.dtype, device=images.device)
+    left = torch.arange(len(images), device=images.device)
+    for number in range(count):
+        if not len(left):
+            break
+        points, unknown = run(number, left)
+        judged = credit is not None or number + 1 < count
+        if victim.drop:
+            result[left] = points
+            if not judged:
+                break
+            known = torch.ones_like(left, dtype=torch.bool).index_fill(0, unknown, False)
+            rest, points = left[unknown], points[unknown]
+            budget = victim[rest].remaining
+            if budget is not None:
+                rest, points = rest[budget > 0], points[budget > 0]
+            reached = torch.zeros_like(rest, dtype=torch.bool)
+            if len(rest):
+                reached = victim[rest].reached(points, goal[rest], victim[rest].logits(points))
+            if credit is not None:
+                credit(number, torch.cat([left[known], rest[reached]]))
+            left = rest[~reached]
+        elif count == 1:
+            return points
+        else:
+            margin = -goal.margin(victim.logits(points)).to(height)
+            better = margin > height
+            result[better], height[better] = points[better], margin[better]
+    return result

@@ -40,7 +40,7 @@ class Rng:
         self._shape = shape
         self._draws = torch.zeros_like(index)
         self._rows = torch.arange(len(index), device=index.device)
-        self._order: Tensor | None = None  # which of its repetitions a row is, where rows repeat
+        self._repeats = False  # whether rows may repeat; each repetition then draws values of its own
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -48,14 +48,13 @@ class Rng:
     def __getitem__(self, keep: Tensor) -> "Rng":
         part = self._like(self._keys[keep], self.index[keep])
         part._draws, part._rows = self._draws, self._rows[keep]
-        if self._order is not None or keep.dtype != torch.bool:
-            part._order = _repetition(part._rows)
+        part._repeats = self._repeats or keep.dtype != torch.bool
         return part
 
     def fold(self, stream: int) -> "Rng":
         """A new stream for every image, the same whatever has been drawn so far."""
         other = self._like(_mix(self._keys + _mix(torch.full_like(self._keys, stream + 1) * _GOLDEN)), self.index)
-        other._draws, other._rows, other._order = torch.zeros_like(self._draws), self._rows, self._order
+        other._draws, other._rows, other._repeats = torch.zeros_like(self._draws), self._rows, self._repeats
         return other
 
     def spawn(self) -> "Rng":
@@ -87,14 +86,14 @@ class Rng:
         other._keys, other.index, other._shape = keys, index, self._shape
         other._draws = torch.zeros_like(keys)
         other._rows = torch.arange(len(keys), device=keys.device)
-        other._order = None
+        other._repeats = False
         return other
 
     def _next(self) -> Tensor:
         """The key of each image's next draw, int64 (N,)."""
         draw = self._draws[self._rows]
-        if self._order is not None:
-            draw = draw + self._order
+        if self._repeats:
+            draw = draw + _repetition(self._rows)
         self._draws.index_add_(0, self._rows, torch.ones_like(self._rows))
         return _mix(self._keys + (draw + 1) * _GOLDEN)
 

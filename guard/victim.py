@@ -8,12 +8,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from guard.counts import Counts
 from guard.errors import ContractError, InputError, blamed, suggestion
 from guard.goal import Goal
 from guard.losses import cross_entropy
 from guard.rng import Rng
 
 Access = Literal["gradients", "logits", "labels", "transfer"]
+Transform = Callable[[Tensor, Tensor], Tensor]
 ACCESS: tuple[Access, ...] = ("transfer", "labels", "logits", "gradients")
 """From what asks least of a model to what asks most."""
 
@@ -36,25 +38,6 @@ class Stage(Protocol):
         """Its differentiable stand-in."""
 
 
-class Counts:
-    """What each image has cost so far, and whether its gradients were finite."""
-
-    def __init__(self, images: int, device: torch.device) -> None:
-        self.forwards = torch.zeros(images, dtype=torch.int64, device=device)
-        self.backwards = torch.zeros_like(self.forwards)
-        self._unusable = torch.zeros_like(self.forwards)
-
-    @property
-    def broken(self) -> Tensor:
-        """Images that a gradient with NaN or infinity was computed for, bool (N,)."""
-        return self._unusable > 0
-
-    def add_backward(self, rows: Tensor, finite: Tensor) -> None:
-        """Count a backward of the images in `rows`, which may repeat; never waits for the device."""
-        self.backwards.index_add_(0, rows, torch.ones_like(rows))
-        self._unusable.index_add_(0, rows, (~finite).to(rows.dtype))
-
-
 class Victim:
     """A model, its stack's preprocesses in front, bound to the images of one call to an attack.
 
@@ -73,25 +56,47 @@ class Victim:
         access: Access = "gradients",
         drop: bool = True,
         eot: int = 1,
+        search: nn.Module | None = None,
+        bf16: bool = False,
+        max_queries: int | None = None,
     ) -> None:
         """`rng` feeds randomized stages. `drop`: whether an attack may stop at an image that reached its goal.
-        `eot`: draws of a randomized stage that a gradient is averaged over."""
+        `eot`: draws of a randomized stage that a gradient is averaged over. `search`: the same model, executed faster,
+        and `bf16`: with gradients in bfloat16; both answer while an attack searches, and `reached` confirms what they
+        claim. `max_queries`: how many rows each image may be asked about; more is a ContractError."""
         self.drop = drop
         self._model, self._stages, self._access, self._rng = model, tuple(stages), access, rng
+        self._search, self._bf16 = model if search is None else search, bf16
         self._eot = eot if any(stage.randomized for stage in stages) else 1
-        self._transform: Callable[[Tensor], Tensor] | None = None
+        self._maps: tuple[tuple[Transform, Tensor], ...] = ()  # the newest first, each with the images it is bound to
         self._rows = torch.arange(len(images), device=images.device)
+        self._max_queries = max_queries
         self.counts = Counts(len(images), images.device)
+        self._sinks: tuple[Counts, ...] = (self.counts,)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, keep: Tensor) -> "Victim":
-        if self._transform is not None:
-            raise ContractError("it selected from victim.through(...), whose map is bound to its images; select first")
         part = copy.copy(self)
         part._rows, part._rng = self._rows[keep], self._rng[keep]
+        part._maps = tuple((transform, images[keep]) for transform, images in self._maps)
         return part
+
+    @property
+    def remaining(self) -> Tensor | None:
+        """How many queries each image has left, int64 (N,); None where there is no limit."""
+        return None if self._max_queries is None else self._max_queries - self.counts.forwards[self._rows]
+
+    def part(self, name: str) -> "Victim":
+        """The same door for one part of an attack: what it costs is also counted under that name."""
+        part = copy.copy(self)
+        part._sinks = (*self._sinks, self._sinks[-1].part(name))
+        return part
+
+    def credit(self, keep: Tensor) -> None:
+        """Note that this part of an attack brought these images to their goal."""
+        self._sinks[-1].broke[self._rows[keep]] = True
 
     def logits(self, points: Tensor) -> Tensor:
         """Logits (k N, K) of points (k N, C, H, W), without a gradient."""
@@ -104,6 +109,22 @@ class Victim:
         self._require("labels")
         with torch.no_grad():
             return self._forward(points).argmax(1)
+
+    def reached(self, points: Tensor, goal: Goal, logits: Tensor) -> Tensor:
+        """Which points reach the goal, bool (k N,): those whose logits, just answered by this victim, claim it.
+
+        A claim of a faster execution is confirmed by a forward of the model as it is scored.
+        """
+        claimed = goal.reached(logits)
+        if self._search is self._model and not self._bf16:
+            return claimed
+        index = claimed.nonzero().squeeze(1)
+        if not len(index):
+            return claimed
+        images = index // max(len(points) // len(self), 1)
+        with torch.no_grad():
+            again = self[images]._forward(points[index], self._model)
+        return claimed.index_copy(0, index, goal[index].reached(again))
 
     def gradient(
         self,
@@ -122,7 +143,9 @@ class Victim:
         for _ in range(self._eot):
             with torch.enable_grad(), self._features(layers) as features:
                 leaf = points.detach().requires_grad_()
-                logits = self._forward(leaf)
+                with torch.autocast(leaf.device.type, torch.bfloat16, self._bf16):
+                    logits = self._forward(leaf, self._model if layers else None)
+                logits = logits.to(leaf.dtype)
                 values = loss(logits, goal, features) if layers else loss(logits, goal)
                 gradient = self._backward(values, leaf)
             parts = [gradient, values.detach(), logits.detach()]
@@ -145,16 +168,10 @@ class Victim:
                 rows.append(self._backward(chosen[:, column], leaf, keep=column + 1 < classes.shape[1]))
         return torch.stack(rows, 1), logits.detach()
 
-    def through(self, transform: Callable[[Tensor, Tensor], Tensor], images: Tensor) -> "Victim":
+    def through(self, transform: Transform, images: Tensor) -> "Victim":
         """The same door with every point x first mapped by a differentiable transform(x, images)."""
         part = copy.copy(self)
-
-        def mapped(points: Tensor) -> Tensor:
-            origin = images.repeat_interleave(len(points) // len(images), 0)
-            result = transform(points, origin)
-            return result if self._transform is None else self._transform(result)
-
-        part._transform = mapped
+        part._maps = ((transform, images), *self._maps)
         return part
 
     @property
@@ -167,17 +184,20 @@ class Victim:
         if ACCESS.index(needed) > ACCESS.index(self._access):
             raise ContractError(f"it declares access = '{self._access}' and asked the victim for {needed}")
 
-    def _forward(self, points: Tensor) -> Tensor:
+    def _forward(self, points: Tensor, model: nn.Module | None = None) -> Tensor:
         draws = len(points) // max(len(self), 1)
         if draws * len(self) != len(points) or (len(self) and not draws):
             raise ContractError(f"it asked about {len(points)} points for {len(self)} images; pass k rows per image")
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
-        self.counts.forwards.index_add_(0, rows, torch.ones_like(rows))
-        if self._transform is not None:
-            points = self._transform(points)
+        for counts in self._sinks:
+            counts.add_forward(rows)
+        if self._max_queries is not None and (self.counts.forwards > self._max_queries).any():
+            raise ContractError(f"it asked about an image more often than max_queries = {self._max_queries} allows")
+        for transform, images in self._maps:
+            points = transform(points, images if draws == 1 else images.repeat_interleave(draws, 0))
         if self._stages:
             points = self._preprocessed(points, draws)
-        logits: Tensor = self._model(points)
+        logits: Tensor = (self._search if model is None else model)(points)
         return logits
 
     def _preprocessed(self, points: Tensor, draws: int) -> Tensor:
@@ -196,7 +216,9 @@ class Victim:
     def _count_backward(self, gradient: Tensor) -> None:
         draws = len(gradient) // max(len(self), 1)
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
-        self.counts.add_backward(rows, gradient.flatten(1).sum(1, dtype=torch.float64).isfinite())
+        finite = gradient.flatten(1).sum(1, dtype=torch.float64).isfinite()
+        for counts in self._sinks:
+            counts.add_backward(rows, finite)
 
     @contextmanager
     def _features(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:

@@ -1,11 +1,14 @@
 """Crafting: run an attack on one batch and check what it returns. Nothing is exempt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from guard.attack import Attack
 from guard.errors import ContractError, GuardError, InputError, NotApplicable, blamed
+from guard.evaluation.memory import halving
 from guard.evaluation.network import ATTACK, DEFENSE, Network, full_precision, opaque
 from guard.goal import Goal
 from guard.rng import Rng, seeded
@@ -16,12 +19,46 @@ _HINT = "End perturb() with threat.project(adversarial, images)."
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one part of an attack did: what each image cost there, and which it brought to their goal."""
+
+    name: str
+    forwards: Tensor
+    backwards: Tensor
+    broke: Tensor
+
+
+@dataclass(frozen=True)
 class Crafted:
     """What an attack returned for a batch, checked, and what each image cost."""
 
     adversarial: Tensor
     forwards: Tensor
     backwards: Tensor
+    parts: tuple[Part, ...] = ()
+    """Of a cascade, in its order."""
+
+    @classmethod
+    def joined(cls, pieces: Sequence["Crafted"]) -> "Crafted":
+        """Pieces of a batch end to end. A part that a piece did without cost nothing there."""
+        names = dict.fromkeys(part.name for piece in pieces for part in piece.parts)
+        return cls(
+            torch.cat([piece.adversarial for piece in pieces]),
+            torch.cat([piece.forwards for piece in pieces]),
+            torch.cat([piece.backwards for piece in pieces]),
+            tuple(_joined(name, [piece.part(name) for piece in pieces]) for name in names),
+        )
+
+    def part(self, name: str) -> Part:
+        """The part of that name; an idle one where there is none."""
+        nothing = torch.zeros_like(self.forwards)
+        idle = Part(name, nothing, nothing, nothing.bool())
+        return next((part for part in self.parts if part.name == name), idle)
+
+
+def _joined(name: str, parts: Sequence[Part]) -> Part:
+    values = [torch.cat([getattr(part, key) for part in parts]) for key in ("forwards", "backwards", "broke")]
+    return Part(name, *values)
 
 
 def applicable(attack: Attack, label: str, threat: ThreatModel, access: Access) -> None:
@@ -47,27 +84,52 @@ def craft(
     seed: int,
     drop: bool,
     who: str,
+    bf16: bool = False,
+    max_queries: int | None = None,
 ) -> Crafted:
     """Let an attack perturb one batch; `index` int64 (N,) are the images' positions in their split.
 
-    `who` names the attack and its provider in errors. Raises ContractError where it crashes or what it returns breaks
-    the contract.
+    `who` names the attack and its provider in errors. `bf16`: whether an attack that allows it may search in bfloat16.
+    A batch that does not fit memory is taken in halves. Raises ContractError where the attack crashes or what it
+    returns breaks the contract.
     """
-    shape = tuple(images.shape[1:])
-    rng, draws = Rng(seed, index, shape, ATTACK), Rng(seed, index, shape, DEFENSE)
-    victim = Victim(network.model, images, draws, stages=network.stages, access=attack.access, drop=drop)
-    with blamed(who), held(network.model), full_precision(images.device), seeded(opaque(rng), images.device):
-        try:
-            adversarial = attack.perturb(victim, images.clone(), goal, threat, rng)
-        except InputError:
-            raise
-        except GuardError as error:
-            raise ContractError(f"{who}: {error}") from error
-    check(adversarial, images, threat, who)
-    broken = int(victim.counts.broken.sum())
-    if broken:
-        raise ContractError(f"{who} met gradients with NaN or infinity for {broken} of {len(images)} images")
-    return Crafted(adversarial.detach(), victim.counts.forwards, victim.counts.backwards)
+
+    def perturbed(rows: Tensor) -> Crafted:
+        batch, shape = images[rows], tuple(images.shape[1:])
+        rng, draws = Rng(seed, index[rows], shape, ATTACK), Rng(seed, index[rows], shape, DEFENSE)
+        with held(network.model), full_precision(images.device), seeded(opaque(rng), images.device):
+            victim = Victim(
+                network.model,
+                batch,
+                draws,
+                stages=network.stages,
+                access=attack.access,
+                drop=drop,
+                search=network.search(batch) if max_queries is None else None,
+                bf16=bf16 and attack.bf16,
+                max_queries=max_queries,
+            )
+            with blamed(who):
+                adversarial = _result(attack, victim, batch, goal[rows], threat, rng, who)
+        check(adversarial, batch, threat, who)
+        broken = int(victim.counts.broken.sum())
+        if broken:
+            raise ContractError(f"{who} met gradients with NaN or infinity for {broken} of {len(batch)} images")
+        parts = (Part(name, it.forwards, it.backwards, it.broke) for name, it in victim.counts.parts.items())
+        return Crafted(adversarial.detach(), victim.counts.forwards, victim.counts.backwards, tuple(parts))
+
+    return Crafted.joined(halving(perturbed, torch.arange(len(images), device=images.device)))
+
+
+def _result(
+    attack: Attack, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng, who: str
+) -> Tensor:
+    try:
+        return attack.perturb(victim, images.clone(), goal, threat, rng)
+    except InputError:
+        raise
+    except GuardError as error:
+        raise ContractError(f"{who}: {error}") from error
 
 
 def check(adversarial: object, images: Tensor, threat: ThreatModel, who: str) -> None:
