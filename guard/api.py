@@ -110,15 +110,19 @@ def craft(
     *,
     targets: Tensor | None = None,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     drop: bool = True,
+    bf16: bool = False,
+    max_queries: int | None = None,
     index: Tensor | None = None,
     plugins: Iterable[str | Path] = (),
 ) -> Tensor:
     """Adversarial images for a batch, checked against the threat model, on the images' device.
 
-    `targets` int64 (N,) makes the goal targeted. `drop`: stop at an image once it is adversarial. `index` int64 (N,):
-    the images' positions in their split, which key all random draws; 0 to N - 1 where left out.
+    `targets` int64 (N,) makes the goal targeted. `batch_size`: chosen by the size of the model's layers where left out.
+    `drop`: stop at an image once it is adversarial. `bf16`: attacks that follow the sign of a gradient search in
+    bfloat16, each success confirmed. `max_queries`: how often to ask about one image at most. `index` int64 (N,): the
+    images' positions in their split, which key all random draws; 0 to N - 1 where left out.
     Raises InputError for bad input, ContractError where the attack breaks its contract.
     """
     if not isinstance(threat, ThreatModel):
@@ -137,11 +141,11 @@ def craft(
     except NotApplicable as error:
         raise InputError(str(error)) from error
     who = f"attack '{chosen.name}' from '{registry.origin(chosen).distribution}'"
-    parts = []
-    for rows in torch.arange(len(images), device=images.device).split(batch_size):
+    parts, victim = [], Network(network, access=network.access)
+    for rows in torch.arange(len(images), device=images.device).split(batch_size or victim.batch_size(images)):
         batch = craft_batch(
             chosen,
-            Network(network, access=network.access),
+            victim,
             images[rows],
             Goal(labels[rows], None if aims is None else aims.to(images.device)[rows]),
             threat,
@@ -149,6 +153,8 @@ def craft(
             seed=seed,
             drop=drop,
             who=who,
+            bf16=bf16,
+            max_queries=max_queries,
         )
         parts.append(batch.adversarial)
     return torch.cat(parts)

@@ -90,6 +90,7 @@ class Transfer(Part):
         return "transfer"
 
 
+Precision = Literal["float32", "float64", "bf16"]
 GoalSetting = Literal["untargeted"] | Targets
 Knowledge = Literal["adaptive", "oblivious"] | Transfer
 
@@ -258,10 +259,13 @@ class EvaluationConfig(Part):
     """One seed or a list."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1."""
-    precision: Literal["float32", "float64"] = "float32"
-    """float64 makes results exactly independent of the batch size."""
+    precision: Precision = "float32"
+    """float64 makes results exactly independent of the batch size; with bf16 attacks that follow the sign of a gradient
+    search in bfloat16, and each success is confirmed in float32."""
+    max_queries: PositiveInt | None = None
+    """How often an attack may ask about one image; no limit where left out."""
     batch_size: PositiveInt | None = None
-    """Images per forward, at most 256; 128 on a CPU and 256 elsewhere where left out."""
+    """Images per forward, at most 256; chosen by the device and the size of the model's layers where left out."""
     plugins: tuple[str, ...] = ()
     """Plugin files to load, relative to the config file."""
 

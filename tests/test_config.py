@@ -157,7 +157,7 @@ def test_stacks_dump_as_short_as_they_can(registry: Registry) -> None:
         ({"training": {"optimizer": "adam"}}, "optimizer is 'adam' (training); it must be 'sgd' or 'adamw'"),
         ({"training": {"from": "zero"}}, "from is 'zero' (training); it must be 'weights' or 'scratch'"),
         ({"training": 3}, "training is 3; it must be a mapping {key: value}"),
-        ({"precision": "half"}, "precision is 'half'; it must be 'float32' or 'float64'"),
+        ({"precision": "half"}, "precision is 'half'; it must be 'float32', 'float64' or 'bf16'"),
         (
             {"model": {"name": "small-cnn", "std": [0]}},
             "std[0] of model 'small-cnn': 0 is not above 0 (model); write 8/255 or 0.3",

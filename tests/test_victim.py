@@ -339,3 +339,64 @@ def test_a_model_without_a_gradient_is_named(make_victim: Make, images: Tensor, 
     victim, zeros = make_victim(Steps(), images), torch.zeros(8, dtype=torch.int64)
     with pytest.raises(ContractError, match="gives no gradient"):
         victim.gradient(images, Goal(zeros)) if ask == "gradient" else victim.jacobian(images, zeros[:, None])
+
+
+class Optimist(nn.Module):
+    """Answers class 1 for everything."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return torch.tensor([0.0, 1.0], dtype=points.dtype).repeat(len(points), 1) + 0 * points.sum()
+
+
+class Bright(nn.Module):
+    """Class 1 where the mean exceeds a half."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        mean = points.flatten(1).mean(1)
+        return torch.stack([1 - mean, mean], 1)
+
+
+def test_what_a_faster_execution_claims_is_confirmed_by_the_model(make_victim: Make) -> None:
+    points = torch.tensor([0.2, 0.9, 0.4, 0.7]).view(4, 1, 1, 1)
+    goal = Goal(torch.tensor([0, 0, 0, 1]))
+    victim = make_victim(Bright(), points, search=Optimist())
+    logits = victim.logits(points)
+    assert logits.argmax(1).tolist() == [1, 1, 1, 1]  # the search is answered by the other execution
+    assert victim.reached(points, goal, logits).tolist() == [False, True, False, False]
+    assert victim.counts.forwards.tolist() == [2, 2, 2, 1]  # only claims are asked about again
+    some = torch.tensor([2, 1])
+    twice = points[some].repeat_interleave(2, 0)
+    both = Goal(goal.labels[some].repeat_interleave(2))
+    assert victim[some].reached(twice, both, logits[:4].flip(1).flip(1)).tolist() == [False, False, True, True]
+    exact = make_victim(Bright(), points)
+    exact.reached(points, goal, exact.logits(points))
+    assert exact.counts.forwards.tolist() == [1, 1, 1, 1]  # the model's own word needs no confirmation
+
+
+def test_bf16_is_for_gradients_only_and_comes_back_as_float32(make_victim: Make) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(4, 3, 2, 2, generator=generator)
+    net = nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 12, 3))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    goal = Goal(torch.zeros(4, dtype=torch.int64))
+    coarse, exact = make_victim(net, points, bf16=True), make_victim(net, points)
+    gradient, loss, logits = coarse.gradient(points, goal)
+    assert {gradient.dtype, loss.dtype, logits.dtype} == {torch.float32}
+    assert not torch.equal(logits, exact.logits(points))
+    assert torch.equal(coarse.logits(points), exact.logits(points))
+    torch.testing.assert_close(gradient, exact.gradient(points, goal)[0], rtol=0.05, atol=0.01)
+
+
+def test_a_query_budget_is_counted_by_the_victim_and_cannot_be_exceeded(make_victim: Make) -> None:
+    points, goal = torch.full((3, 1, 2, 2), 0.3), Goal(torch.zeros(3, dtype=torch.int64))
+    assert make_victim(Bright(), points).remaining is None
+    victim = make_victim(Bright(), points, max_queries=4)
+    victim.logits(points)
+    victim[torch.tensor([1])].gradient(points[1:2], goal[torch.tensor([1])])
+    assert victim.remaining is not None
+    assert victim.remaining.tolist() == [3, 2, 3]
+    assert victim[torch.tensor([2, 1])].remaining.tolist() == [3, 2]  # type: ignore[union-attr]
+    victim.logits(points.repeat_interleave(2, 0))
+    with pytest.raises(ContractError, match="more often than max_queries = 4 allows"):
+        victim.logits(points)

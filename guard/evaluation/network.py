@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guard.errors import GuardError, InputError, blamed, one_line
 from guard.evaluation.memory import halving
-from guard.execution import faster
+from guard.execution import batch_size, faster
 from guard.rng import Rng, seeded
 from guard.victim import Access, Stage, bridged, held
 
@@ -27,12 +27,22 @@ class Network:
     key: str | None = None
     """Of its content; None where it cannot be hashed, and then nothing about it is kept."""
     _twin: list[nn.Module] = field(default_factory=list, compare=False, repr=False)
+    _batch: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def search(self, images: Tensor) -> nn.Module:
         """The model in the fastest execution there is for it; `images` are a few that it is tried on, once."""
         if not self._twin:
             self._twin.append(faster(self.model, images[:4]))
         return self._twin[0]
+
+    def batch_size(self, images: Tensor) -> int:
+        """How many images to give it at once: 256 on a GPU, on a CPU as many as its layers stay small with."""
+        if images.device.type != "cpu":
+            return 256
+        if not self._batch:
+            with held(self.model), seeded(0, images.device):
+                self._batch.append(batch_size(self.model, images[:1], 128))
+        return self._batch[0]
 
     @property
     def randomized(self) -> bool:
