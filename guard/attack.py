@@ -154,7 +154,9 @@ class MinimalAttack(Attack):
 
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """The nearest point where it lies in the ball, elsewhere its projection."""
-        return threat.project(self.nearest(victim, images, goal, threat.norm, rng), images)
+        points = self.nearest(victim, images, goal, threat.norm, rng)
+        inside = threat.contains(points, images).view(-1, 1, 1, 1)
+        return torch.where(inside, points, threat.project(points, images))
 
 
 Run = Callable[[int, Tensor], tuple[Tensor, Tensor]]

@@ -15,7 +15,7 @@ from guard.rng import Rng
 
 
 def _project_linf(points: Tensor, images: Tensor, epsilon: float) -> Tensor:
-    return torch.min(torch.max(points, images - epsilon), images + epsilon).clamp(0, 1)
+    return points.clamp(images - epsilon, images + epsilon).clamp_(0, 1)
 
 
 def _project_l2(points: Tensor, images: Tensor, epsilon: float) -> Tensor:
@@ -81,7 +81,7 @@ def _shortened(size: Tensor, room: Tensor, epsilon: float) -> Tensor:
 
 
 def _ascend_linf(gradient: Tensor, size: Tensor, point: Tensor) -> Tensor:
-    return gradient.sign() * size.view(-1, 1, 1, 1)
+    return gradient.sign().mul_(size.view(-1, 1, 1, 1))
 
 
 def _ascend_l2(gradient: Tensor, size: Tensor, point: Tensor) -> Tensor:

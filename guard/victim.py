@@ -216,7 +216,7 @@ class Victim:
     def _count_backward(self, gradient: Tensor) -> None:
         draws = len(gradient) // max(len(self), 1)
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
-        finite = gradient.flatten(1).sum(1, dtype=torch.float64).isfinite()
+        finite = (gradient * 0).flatten(1).sum(1) == 0
         for counts in self._sinks:
             counts.add_backward(rows, finite)
 

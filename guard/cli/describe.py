@@ -8,8 +8,11 @@ import typer
 from guard.cli.options import Debug, Plugins
 
 if TYPE_CHECKING:
+    from guard.attack import Attack
     from guard.component import Component
     from guard.registry import Registry
+
+_CLASSES = 10  # of the data set that a cost is told for
 
 
 def describe(
@@ -57,14 +60,34 @@ def _show(item: "type[Component]", registry: "Registry") -> None:
 
 
 def _facts(item: "type[Component]", registry: "Registry") -> dict[str, str]:
-    """What holds of the class, whatever its parameters."""
+    """What holds of the class, whatever its parameters; its cost with those it has by default."""
+    from guard.attack import Attack
+
     facts = {}
     for key in ("access", "norms", "differentiable", "randomized"):
         value = getattr(item, key, None)
         if item.kind in ("attack", "defense") and value is not None:
             facts[key] = _fact(value)
+    if issubclass(item, Attack):
+        facts["cost"] = _cost(item)
     origin = registry.origin(item)
     return facts | ({"paper": item.paper} if item.paper else {}) | {"plugin": str(origin)}
+
+
+def _cost(item: "type[Attack]") -> str:
+    """The most that an attack asks for, in words."""
+    from guard.errors import InputError
+
+    try:
+        cost = item().cost(_CLASSES)
+    except InputError:  # a parameter has no default
+        return "depends on its parameters"
+    if cost is None:
+        return "not stated"
+    asked = " and ".join(
+        f"{number:,} {name}{'s' * (number != 1)}" for number, name in zip(cost, ("forward", "backward"), strict=True)
+    )
+    return f"at most {asked} an image ({_CLASSES} classes)"
 
 
 def _fact(value: object) -> str:

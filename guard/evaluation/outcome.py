@@ -1,18 +1,22 @@
 """Outcomes: what became of each image of a shard under one trial."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from guard.attack import MinimalAttack
 from guard.config import GoalSetting, Targets
 from guard.errors import ContractError, InputError
-from guard.evaluation.crafting import Crafted, craft
+from guard.evaluation.crafting import craft
+from guard.evaluation.keys import data_key
+from guard.evaluation.nearest import Nearest, within
 from guard.evaluation.network import SCORING, TARGETS, Network
 from guard.evaluation.plan import Trial
-from guard.evaluation.store import Arrays
+from guard.evaluation.store import Arrays, Store
 from guard.goal import Goal, correct
 from guard.rng import Rng
 from guard.source import Data
@@ -22,18 +26,53 @@ PICTURES = 8
 """Adversarial images of a shard that are kept for the report."""
 
 
+PART = "part of the attack: "
+"""Begins the name of the array int64 (N, 3) of a part: forwards, backwards, and whether it broke the image."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an attack made of a shard, checked: a point and its cost for each image, and the seconds it took."""
+
+    points: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    parts: dict[str, Tensor]
+    """By `PART` and the part's name."""
+    seconds: float
+
+    def arrays(self) -> Arrays:
+        """As the store keeps it."""
+        values = {"points": self.points, "forwards": self.forwards, "backwards": self.backwards} | self.parts
+        return {name: value.cpu().numpy() for name, value in values.items()} | {"seconds": np.array(self.seconds)}
+
+    @classmethod
+    def of(cls, arrays: Arrays, device: torch.device) -> "Made":
+        """From what the store kept."""
+        values = {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if name != "seconds"}
+        points, forwards, backwards = (values.pop(name) for name in ("points", "forwards", "backwards"))
+        return cls(points, forwards, backwards, values, float(arrays["seconds"]))
+
+
 @dataclass
 class Bench:
     """Where trials are computed, and what they share while one shard is worked on."""
 
     device: torch.device
     dtype: torch.dtype
-    batch_size: int
+    batch_size: int | None
+    """Images at a time; chosen by each network where left out."""
     num_classes: int
     keep_images: bool
-    crafted: dict[tuple[object, ...], tuple[Crafted, float]] = field(default_factory=dict)
-    """What was crafted for another victim than the one it is scored on, and the seconds it took, by `Trial.crafting`;
-    all victims are scored on the same images. To be cleared before the next shard."""
+    store: Store
+    """Where the nearest points of minimum-distance attacks are kept, for other epsilons."""
+    bf16: bool = False
+    """Whether attacks that allow it search in bfloat16."""
+    max_queries: int | None = None
+    """How often an attack may ask about one image."""
+    crafted: dict[tuple[object, ...], Made] = field(default_factory=dict)
+    """What several trials can share, by `Trial.crafting`: points crafted for another victim than the one they are
+    scored on, and nearest points, which answer every epsilon. To be cleared before the next shard."""
 
     def clean(self, network: Network, shard: Data, seed: int = 0) -> Tensor:
         """The network's logits of the clean images, float64 on the CPU. Raises ContractError."""
@@ -44,9 +83,11 @@ class Bench:
         """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
 
         Arrays with one row per image: correct (predicted as its label), reached (the goal), distance, correct_8bit
-        (rounded to 8 bits where the shard is on that grid), forwards, backwards, target (-1 for none) and prediction;
-        and `adversarial`, of all images or of a few, and `seconds`. `advance` is told of images that were attacked.
-        Raises ContractError.
+        (rounded to 8 bits where the shard is on that grid), forwards, backwards, target (-1 for none), prediction, one
+        for each part of a cascade (see `PART`), and, of a minimum-distance attack, nearest: the distance of the nearest
+        point that reached the goal, in whichever ball, inf where none did. And `adversarial`, of all images or of a
+        few, and `seconds`. Costs and seconds are those of the whole answer, also where another trial paid for it.
+        `advance` is told of images that were attacked. Raises ContractError.
         """
         started = time.perf_counter()
         images, labels, index = self._placed(shard)
@@ -55,19 +96,23 @@ class Bench:
         wanted = torch.ones_like(labels, dtype=torch.bool) if targets is None else targets != labels
         if trial.drop:  # a clean error is an error already
             wanted &= correct(clean, shard.labels).to(self.device)
-        crafted, before = self._crafted(trial, images, goal, index, wanted, who, advance)
-        adversarial = crafted.adversarial
+        made, before = self._made(trial, shard, goal, wanted, who, advance)
+        adversarial, values = made.points, dict(made.parts)
+        if isinstance(trial.attack, MinimalAttack):
+            reached = goal.reached(self._scored(trial, adversarial, index, who))
+            values["nearest"] = trial.threat.distance(adversarial, images).masked_fill(~reached, float("inf"))
+            adversarial = within(trial.threat, adversarial, images)
         logits = self._scored(trial, adversarial, index, who)
         logits_8bit = logits
         if shard.on_grid:
             logits_8bit = self._scored(trial, to_8bit(adversarial, images, trial.threat), index, who)
-        values = {
+        values |= {
             "correct": correct(logits, labels),
             "reached": goal.reached(logits),
             "distance": trial.threat.distance(adversarial, images),
             "correct_8bit": correct(logits_8bit, labels),
-            "forwards": crafted.forwards,
-            "backwards": crafted.backwards,
+            "forwards": made.forwards,
+            "backwards": made.backwards,
             "target": torch.full_like(labels, -1) if targets is None else targets,
             "prediction": logits.argmax(1),
             "adversarial": adversarial[: len(images) if self.keep_images else PICTURES].float(),
@@ -75,41 +120,50 @@ class Bench:
         }
         return {name: value.cpu().numpy() for name, value in values.items()}
 
-    def _crafted(
-        self,
-        trial: Trial,
-        images: Tensor,
-        goal: Goal,
-        index: Tensor,
-        wanted: Tensor,
-        who: str,
-        advance: Callable[[int], None],
-    ) -> tuple[Crafted, float]:
-        """What the attack makes of the wanted images, and the seconds that an earlier trial spent on it."""
+    def _made(
+        self, trial: Trial, shard: Data, goal: Goal, wanted: Tensor, who: str, advance: Callable[[int], None]
+    ) -> tuple[Made, float]:
+        """What the attack makes of the wanted images, and the seconds that were spent on it before this trial."""
         if trial.crafting in self.crafted:
-            return self.crafted[trial.crafting]
+            made = self.crafted[trial.crafting]
+            return made, made.seconds
+        where, name = trial.nearest_key, data_key(shard) if trial.nearest_key else ""
+        kept = self.store.read(where, name) if where else None
+        made = Made.of(kept, self.device) if kept else self._crafted(trial, shard, goal, wanted, who, advance)
+        if where and not kept:
+            self.store.write(where, name, made.arrays())
+        if trial.crafting:
+            self.crafted[trial.crafting] = made
+        return made, made.seconds if kept else 0.0
+
+    def _crafted(
+        self, trial: Trial, shard: Data, goal: Goal, wanted: Tensor, who: str, advance: Callable[[int], None]
+    ) -> Made:
         started = time.perf_counter()
-        result, rows = images.clone(), wanted.nonzero().squeeze(1)
-        forwards = torch.zeros(len(images), dtype=torch.int64, device=self.device)
-        backwards = torch.zeros_like(forwards)
-        for part in rows.split(self.batch_size) if len(rows) else ():
+        images, labels, index = self._placed(shard)
+        points, rows, parts = images.clone(), wanted.nonzero().squeeze(1), dict[str, Tensor]()
+        forwards, backwards = torch.zeros_like(labels), torch.zeros_like(labels)
+        attack = Nearest(attack=trial.attack) if isinstance(trial.attack, MinimalAttack) else trial.attack
+        for some in self._batches(trial.crafted_on, rows, images):
             batch = craft(
-                trial.attack,
+                attack,
                 trial.crafted_on,
-                images[part],
-                goal[part],
-                trial.threat,
-                index=index[part],
+                images[some],
+                goal[some],
+                trial.ball,
+                index=index[some],
                 seed=trial.seed,
                 drop=trial.drop,
                 who=who,
+                bf16=self.bf16,
+                max_queries=self.max_queries,
             )
-            result[part], forwards[part], backwards[part] = batch.adversarial, batch.forwards, batch.backwards
-            advance(len(part))
-        crafted = Crafted(result, forwards, backwards)
-        if trial.crafting:
-            self.crafted[trial.crafting] = crafted, time.perf_counter() - started
-        return crafted, 0.0
+            points[some], forwards[some], backwards[some] = batch.adversarial, batch.forwards, batch.backwards
+            for part in batch.parts:
+                did = torch.stack([part.forwards, part.backwards, part.broke.long()], 1)
+                parts.setdefault(PART + part.name, labels.new_zeros(len(labels), 3))[some] = did
+            advance(len(some))
+        return Made(points, forwards, backwards, parts, time.perf_counter() - started)
 
     def _scored(self, trial: Trial, images: Tensor, index: Tensor, who: str) -> Tensor:
         logits = self._logits(trial.scored_on, images, index, trial.seed)
@@ -119,8 +173,12 @@ class Bench:
 
     def _logits(self, network: Network, images: Tensor, index: Tensor, seed: int) -> Tensor:
         shape = tuple(images.shape[1:])
-        rows = torch.arange(len(images), device=self.device).split(self.batch_size)
+        rows = self._batches(network, torch.arange(len(images), device=self.device), images)
         return torch.cat([network.logits(images[part], Rng(seed, index[part], shape, SCORING)) for part in rows])
+
+    def _batches(self, network: Network, rows: Tensor, images: Tensor) -> Sequence[Tensor]:
+        """The rows, as many at a time as the network gets; none of no rows."""
+        return rows.split(self.batch_size or network.batch_size(images)) if len(rows) else ()
 
     def _placed(self, shard: Data) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and index where they are computed on."""

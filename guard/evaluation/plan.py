@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from guard.attack import Attack
+from guard.attack import Attack, MinimalAttack
 from guard.config import EvaluationConfig, GoalSetting, Targets, Transfer
 from guard.defense import Stack
 from guard.errors import NotApplicable
 from guard.evaluation.crafting import applicable
 from guard.evaluation.keys import UnkeyableError, component_key, key
+from guard.evaluation.nearest import unbounded
 from guard.evaluation.network import Network
 from guard.evaluation.prepare import Defended, label_of
 from guard.evaluation.result import Status
@@ -52,25 +53,41 @@ class Trial:
     environment: str
 
     @property
+    def ball(self) -> ThreatModel:
+        """What the attack may do while it crafts: all, where it looks for the nearest points."""
+        return unbounded(self.threat.norm) if isinstance(self.attack, MinimalAttack) else self.threat
+
+    @property
     def crafting(self) -> tuple[object, ...]:
-        """What decides the adversarial images of a shard within a run; empty where the victim has a say in it.
+        """What decides the points that are crafted for a shard within a run; empty where no other trial can share them.
 
         By identity, for not everything can be hashed: whatever is named here lives as long as the run.
         """
+        networks = [self.crafted_on]
         if self.drop or (isinstance(self.goal, Targets) and self.goal.targets == "least-likely"):
-            return ()
-        on = self.crafted_on
-        return id(self.attack), id(on.model), *map(id, on.stages), self.goal, self.threat, self.seed
+            if not isinstance(self.attack, MinimalAttack):
+                return ()
+            networks.append(self.scored_on)  # it has a say in what is crafted
+        on = [id(part) for network in networks for part in (network.model, *network.stages)]
+        return id(self.attack), *on, self.goal, self.ball, self.seed, self.drop
 
     @cached_property
     def key(self) -> str | None:
         """Of all that decides the outcome, but for the images; None where something in it cannot be hashed."""
+        return self._key(self.threat)
+
+    @cached_property
+    def nearest_key(self) -> str | None:
+        """Of the nearest points, which no epsilon decides; None for other attacks, and where it cannot be hashed."""
+        return self._key(self.ball, "nearest") if isinstance(self.attack, MinimalAttack) else None
+
+    def _key(self, threat: ThreatModel, *what: str) -> str | None:
         if self.crafted_on.key is None or self.scored_on.key is None:
             return None
         goal = self.goal if isinstance(self.goal, str) else self.goal.model_dump_json()
-        threat, networks = self.threat.model_dump_json(), (self.crafted_on.key, self.scored_on.key)
+        ball, networks = threat.model_dump_json(), (self.crafted_on.key, self.scored_on.key)
         try:
-            return key(component_key(self.attack), *networks, goal, threat, self.seed, self.drop, self.environment)
+            return key(component_key(self.attack), *networks, goal, ball, self.seed, self.drop, self.environment, *what)
         except UnkeyableError:
             return None
 

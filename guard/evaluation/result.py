@@ -24,6 +24,21 @@ class Candidate(BaseModel):
     seconds: float
 
 
+class PartRow(BaseModel):
+    """One member of a cascade of attacks, over the images that are classified correctly."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    images: int
+    """That it was tried on: those that the members before it left."""
+    broke: int
+    """That it brought to the goal."""
+    forwards_per_image: float
+    """Of those that it was tried on, as the next."""
+    backwards_per_image: float
+
+
 class Row(BaseModel):
     """What a cell and a worst case have in common. Accuracies are fractions of all images."""
 
@@ -55,8 +70,12 @@ class Row(BaseModel):
     """Images classified correctly; for a targeted goal less those whose target is their label."""
     max_distance: float | None = None
     median_distance: float | None = None
-    """Over the images whose adversary succeeded."""
+    """Over the images whose adversary succeeded. In a cell of a minimum-distance attack over all that success is
+    counted among, of the nearest point that reached the goal, whatever the epsilon; infinite where it reached the goal
+    for fewer than half of them."""
     forwards_per_image: float | None = None
+    """Of all images evaluated, as the next. What the whole answer cost, also where one run of a minimum-distance attack
+    answers several epsilons."""
     backwards_per_image: float | None = None
     fit_forwards: int = 0
     fit_backwards: int = 0
@@ -73,6 +92,14 @@ class Cell(Row):
     source: str | None = None
     """The model a transferred attack was crafted on."""
     candidates: tuple[Candidate, ...] = ()
+    parts: tuple[PartRow, ...] = ()
+    """Of a cascade of attacks, its members in their order, in the first candidate; one that no image was left for is
+    left out."""
+    curve: tuple[tuple[float, float], ...] = ()
+    """Of a minimum-distance attack: (epsilon, robust accuracy) by rising epsilon, read off the distances of its nearest
+    points: at 0, at quantiles of the distances, and at each epsilon of the run. At the cell's own epsilon
+    `robust_accuracy` may lie below, where the projection of a point that is further away succeeds too. Under a targeted
+    goal what counts is that the target is not reached."""
     eot: int = 1
     scoring_draws: int = 1
 

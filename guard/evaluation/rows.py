@@ -18,7 +18,7 @@ from guard.evaluation.plan import Planned
 from guard.evaluation.result import Cell, Pictures, Status, WorstCase
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, write_arrays
-from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, worst_cases
+from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, minimal, parts, worst_cases
 from guard.goal import correct
 from guard.source import Data
 
@@ -126,12 +126,14 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     status, reason = suspicion(item.victim, logits, clean, config.dataset.num_classes)
     if status == "VALID" and (item.victim.randomized or id(item.victim) in ledger.unsteady):
         status, reason = "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
-    outcome = best(outcomes)
+    outcome, labels = best(outcomes), data.labels.numpy()
+    epsilons = [threat.epsilon for threat in config.threat if threat.norm == cell.threat.norm]
     row = Cell(
-        **shared | figures(outcome, clean, data.labels.numpy(), on_grid),
+        **shared | figures(outcome, clean, labels, on_grid) | minimal(outcome, clean, labels, epsilons),
         status=status,
         reason=reason,
         candidates=tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True)),
+        parts=parts(outcomes[0], clean),
     )
     return Scored(row, outcome, clean)
 

@@ -51,7 +51,8 @@ def run(
     progress, store, device = progress or Progress(), store or Store(), device_of(config.device)
     environment = environment_key(device, config.precision)
     data = load_images(config.dataset, config.limit)
-    planned = plan(config, Workshop(config, store, device, progress, no_train), environment)
+    limits = environment if config.max_queries is None else key(environment, config.max_queries)
+    planned = plan(config, Workshop(config, store, device, progress, no_train), limits)
     computing = _Computing(config, registry, progress, store, device, environment, keep_images)
     ledger = computing.compute(planned, data)
     table = Table.of(config, data, planned, ledger)
@@ -135,9 +136,12 @@ class _Computing:
         self._bench = Bench(
             device=device,
             dtype=torch.float64 if config.precision == "float64" else torch.float32,
-            batch_size=min(config.batch_size or (128 if device.type == "cpu" else SHARD), SHARD),
+            batch_size=config.batch_size and min(config.batch_size, SHARD),
             num_classes=config.dataset.num_classes,
+            store=store,
             keep_images=keep_images,
+            bf16=config.precision == "bf16",
+            max_queries=config.max_queries,
         )
 
     def compute(self, planned: Sequence[Planned], data: Data) -> Ledger:

@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.evaluation.result import Candidate, Cell, Status, WorstCase
+from guard.evaluation.outcome import PART
+from guard.evaluation.result import Candidate, Cell, PartRow, Status, WorstCase
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays
 
 Flags = NDArray[np.bool_]
+
+_QUANTILES = 21  # points of a curve
+_ROUNDED = 1 + 1e-5  # a distance this much beyond an epsilon is in the ball
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,21 @@ class Scored:
 
 
 def joined(shards: Sequence[Arrays]) -> Arrays:
-    """The shards of one trial end to end; seconds added up."""
-    arrays = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0] if name != "seconds"}
+    """The shards of one trial end to end; seconds added up. A part that a shard lacks did nothing there."""
+    names = dict.fromkeys(name for shard in shards for name in shard if name != "seconds")
+    arrays = {}
+    for name in names:
+        arrays[name] = np.concatenate([shard[name] if name in shard else _idle(shard) for shard in shards])
     return arrays | {"seconds": np.array(sum(float(shard["seconds"]) for shard in shards))}
+
+
+def _idle(shard: Arrays) -> NDArray[np.int64]:
+    return np.zeros((len(shard["correct"]), 3), np.int64)
 
 
 def best(outcomes: Sequence[Arrays]) -> Arrays:
     """Per image the outcome of the attacker's best trial: one that reached the goal, else one that broke the image,
-    else the first; costs added up."""
+    else the first; costs added up, and the least of the nearest distances."""
     if len(outcomes) == 1:
         return outcomes[0]
     rank = np.stack([np.where(o["reached"], 0, np.where(~o["correct"], 1, 2)) for o in outcomes])
@@ -42,6 +53,8 @@ def best(outcomes: Sequence[Arrays]) -> Arrays:
     arrays["correct_8bit"] = np.logical_and.reduce([o["correct_8bit"] for o in outcomes])
     for cost in ("forwards", "backwards"):
         arrays[cost] = np.sum([o[cost] for o in outcomes], axis=0)
+    if all("nearest" in o for o in outcomes):
+        arrays["nearest"] = np.minimum.reduce([o["nearest"] for o in outcomes])
     kept = min(len(o["adversarial"]) for o in outcomes)
     arrays["adversarial"] = np.stack([o["adversarial"][:kept] for o in outcomes])[choice[:kept], rows[:kept]]
     arrays["seconds"] = np.array(sum(float(o["seconds"]) for o in outcomes))
@@ -67,8 +80,7 @@ def candidate(name: str, outcome: Arrays, clean: Flags) -> Candidate:
 def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: bool) -> dict[str, Any]:
     """The figures of a cell, from its outcome and which images are classified correctly clean."""
     correct, total = outcome["correct"] & clean, len(clean)
-    targeted = bool((outcome["target"] >= 0).any())
-    counted = clean & (outcome["target"] != labels) if targeted else clean
+    targeted, counted = _counted(outcome, clean, labels)
     success = counted & (outcome["reached"] if targeted else ~outcome["correct"])
     distance = outcome["distance"]
     return {
@@ -85,6 +97,48 @@ def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: b
         "backwards_per_image": float(outcome["backwards"].mean()),
         "seconds": float(outcome["seconds"]),
     }
+
+
+def minimal(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], epsilons: Sequence[float]) -> dict[str, Any]:
+    """The figures that only a minimum-distance attack has; none for another. The curve holds `epsilons`."""
+    if "nearest" not in outcome:
+        return {}
+    _, counted = _counted(outcome, clean, labels)
+    distances = np.sort(outcome["nearest"][counted])
+    found = distances[np.isfinite(distances)]
+    quantiles = np.quantile(found, np.linspace(0, 1, _QUANTILES), method="nearest") if len(found) else found
+
+    def robust(epsilon: float) -> float:
+        return float((clean.sum() - (found <= epsilon * _ROUNDED).sum()) / len(clean))
+
+    shown = sorted({0.0, *quantiles.tolist(), *epsilons})
+    return {
+        "median_distance": float(np.median(distances)) if len(distances) else None,
+        "curve": tuple((epsilon, robust(epsilon)) for epsilon in shown),
+    }
+
+
+def _counted(outcome: Arrays, clean: Flags, labels: NDArray[np.int64]) -> tuple[bool, Flags]:
+    """Whether the goal is targeted, and which images success is counted among."""
+    targeted = bool((outcome["target"] >= 0).any())
+    return targeted, clean & (outcome["target"] != labels) if targeted else clean
+
+
+def parts(outcome: Arrays, clean: Flags) -> tuple[PartRow, ...]:
+    """The members of a cascade; none where the attack is no cascade."""
+    return tuple(_part(name.removeprefix(PART), rows[clean]) for name, rows in outcome.items() if name.startswith(PART))
+
+
+def _part(name: str, rows: NDArray[np.int64]) -> PartRow:
+    tried = int(rows.any(1).sum())
+    forwards, backwards, broke = rows.sum(0).tolist()
+    return PartRow(
+        name=name,
+        images=tried,
+        broke=broke,
+        forwards_per_image=forwards / max(tried, 1),
+        backwards_per_image=backwards / max(tried, 1),
+    )
 
 
 def worst_cases(scored: Sequence[Scored], labels: NDArray[np.int64], on_grid: bool) -> list[WorstCase]:

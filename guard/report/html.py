@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from guard.evaluation.result import Cell, Results, Row, WorstCase
+from guard.evaluation.result import Results, Row, WorstCase
 from guard.report import text
 from guard.report.colours import level, scale
+from guard.report.curves import HEIGHT, WIDTH, curves
 from guard.report.findings import findings, overstatements
 from guard.report.pictures import gallery
 from guard.report.tables import SCORED, Setting, tables, unique
@@ -22,6 +23,8 @@ def page(report: Results) -> str:
     return _template("page.html.j2").render(
         **_shared(report),
         overstatements=overstatements(report),
+        curves=curves(report),
+        parted=[cell for cell in report.cells if cell.parts],
         galleries=[
             (cell, gallery(cell, report.pictures[cell.key])) for cell in report.cells if cell.key in report.pictures
         ],
@@ -62,29 +65,23 @@ def _template(name: str) -> "Template":
         "percent": text.percent,
         "interval": text.interval,
         "count": text.count,
+        "distance": text.distance,
         "seconds": text.seconds,
         "level": level,
         "score": lambda row: text.score(row).replace(text.AT_MOST, "\N{LESS-THAN OR EQUAL TO}"),
         "hover": _hover,
-        "where": _where,
+        "where": text.where,
         "fates": _fates,
         "setting": Setting.of,
         "points": lambda difference: f"{100 * difference:+.1f}",
     }
-    environment.globals |= {"work": text.work, "unique": unique, "SCORED": SCORED}
+    environment.globals |= {"work": text.work, "unique": unique, "SCORED": SCORED, "WIDTH": WIDTH, "HEIGHT": HEIGHT}
     return environment.get_template(name)
-
-
-def _where(row: Row) -> str:
-    """Which cell, in words."""
-    what = row.label if isinstance(row, Cell) else "worst case"
-    source = f" from {row.source}" if isinstance(row, Cell) and row.source else ""
-    return f"{what} on {row.defense}, {row.knowledge}{source}"
 
 
 def _hover(row: Row) -> str:
     """What a figure means, said in full."""
-    said = [_where(row)]
+    said = [text.where(row)]
     if row.robust_accuracy is not None:
         said.append(f"robust {text.percent(row.robust_accuracy)} % {text.interval(row)} of {row.images:,} images")
     if row.attack_success_rate is not None and row.attack_success_denominator is not None:

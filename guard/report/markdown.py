@@ -7,8 +7,8 @@ import yaml
 
 from guard.evaluation.result import Results
 from guard.report.findings import findings
-from guard.report.tables import Table, tables
-from guard.report.text import percent, score, work, worst
+from guard.report.tables import Setting, Table, tables
+from guard.report.text import count, percent, score, where, work, worst
 
 _SPECIAL = re.compile(
     r"[\\`*|$~]"
@@ -32,6 +32,7 @@ def document(report: Results) -> str:
             parts.append(f"## {plain(str(setting))}, {table.images:,} images")
         parts += [f"### {plain(table.attacker)} attacker", _scores(table)]
         parts += ["\n".join(f"- {plain(note)}" for note in table.notes)] * bool(table.notes)
+    parts += _members(report)
     parts += ["## How it was computed", plain(work(report)), "### Configuration", _fenced(_yaml(report.config))]
     parts += ["### Versions", _grid(["what", "version"], report.versions.items())]
     parts += ["### Plugins", _grid(["component", "from"], report.plugins.items())]
@@ -51,6 +52,25 @@ def _scores(table: Table) -> str:
         for line in table.lines
     ]
     return _grid(["defense", "clean", *table.attacks, "worst case"], rows, right=True)
+
+
+def _members(report: Results) -> list[str]:
+    """What each member of a cascade of attacks did, under a heading; nothing where there is no cascade."""
+    rows = [
+        [
+            f"{where(cell)} ({Setting.of(cell)})" if number == 0 else "",
+            part.name,
+            f"{part.images:,}",
+            f"{part.broke:,}",
+            count(part.forwards_per_image),
+            count(part.backwards_per_image),
+        ]
+        for cell in report.cells
+        for number, part in enumerate(cell.parts)
+    ]
+    header = ["cell", "member", "tried on", "broke", "forwards per image", "backwards per image"]
+    said = "The members of a cascade of attacks, each tried on the images that those before it left."
+    return ["## What broke it", said, _grid(header, rows, right=True)] if rows else []
 
 
 def _grid(header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> str:

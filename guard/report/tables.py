@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from guard.evaluation.result import Cell, Results, Row, WorstCase
-from guard.report.text import joined
+from guard.report.text import distance, joined
 from guard.threat import amount
 
 SCORED = ("VALID", "SUSPECT")
@@ -62,7 +62,7 @@ class Table:
     attacks: tuple[str, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
-    """Why figures are missing or marked, and what the worst case spans."""
+    """Distances, why figures are missing or marked, and what the worst case spans."""
 
     @property
     def attacker(self) -> str:
@@ -102,12 +102,22 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
     applies = [line for line in lines if any(cell.status != "NOT_APPLICABLE" for cell in line.cells.values())]
     left = [line for line in lines if applies and line not in applies]
     lines = applies or lines
-    notes = (*_reasons(lines), *_left_out(left), *_span(report, setting, knowledge, rows))
+    notes = (*_distances(lines, setting), *_reasons(lines), *_left_out(left), *_span(report, setting, knowledge, rows))
     return Table(setting, knowledge, source, attacks, tuple(lines), notes)
 
 
 def _place(row: Row) -> tuple[str, str, str, float, str]:
     return (row.dataset, row.model, row.norm, row.epsilon, row.knowledge)
+
+
+def _distances(lines: Sequence[Line], setting: Setting) -> list[str]:
+    """The median distance of each minimum-distance attack."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        for label, cell in line.cells.items():
+            if cell.curve:
+                found.setdefault(label, []).append(f"{distance(cell.median_distance)} on {line.defense}")
+    return [f"Median {setting.norm} distance of {label}: {joined(places)}." for label, places in found.items()]
 
 
 def _reasons(lines: Sequence[Line]) -> list[str]:

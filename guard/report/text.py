@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from guard.evaluation.result import Results, Row
+from guard.evaluation.result import Cell, Results, Row
 
 NOT_COMPUTED = "-"
 AT_MOST = "<="
@@ -37,6 +37,18 @@ def worst(row: Row | None) -> str:
     if row is None:
         return NOT_COMPUTED
     return score(row) if row.status == "INCOMPLETE" else f"{score(row)} {interval(row)}".strip()
+
+
+def where(row: Row) -> str:
+    """Which cell, in words."""
+    what = row.label if isinstance(row, Cell) else "worst case"
+    source = f" from {row.source}" if isinstance(row, Cell) and row.source else ""
+    return f"{what} on {row.defense}, {row.knowledge}{source}"
+
+
+def distance(value: float | None) -> str:
+    """A distance with three digits: '0.0314', '1.26', 'inf'."""
+    return NOT_COMPUTED if value is None else f"{value:.3g}"
 
 
 def count(value: float | None) -> str:

@@ -206,7 +206,34 @@ def test_describe_tells_parameters_access_and_origin(typed: Any) -> None:
     assert any(line.startswith("loss ") and "cross-entropy | margin | dlr" in line for line in lines)
     assert {"access: gradients", "norms: l1, l2, linf"} <= set(lines)
     assert lines[-1].startswith("plugin: 'pgd' (guard-robustness")
+    assert "cost: at most 10 forwards and 10 backwards an image (10 classes)" in lines
     assert any(line.startswith("path ") and "required" in line for line in typed("describe", "saved")[1].splitlines())
+
+
+def test_describe_tells_what_an_attack_costs(here: Path, typed: Any) -> None:
+    (here / "mine.py").write_text(
+        "from guard import Attack, Cost, hookimpl\n"
+        "class Free(Attack):\n"
+        "    name = 'free'\n"
+        "    def perturb(self, victim, images, goal, threat, rng): return images\n"
+        "class Dear(Free):\n"
+        "    name = 'dear'\n"
+        "    draws: int = 120\n"
+        "    def cost(self, num_classes): return Cost(self.draws * num_classes, 1)\n"
+        "class Needy(Dear):\n"
+        "    name = 'needy'\n"
+        "    draws: int\n"
+        "@hookimpl\n"
+        "def guard_attacks(): return [Free, Dear, Needy]\n"
+    )
+
+    def told(name: str) -> list[str]:
+        return [line for line in typed("describe", name, "--plugin", "mine.py")[1].splitlines() if "cost" in line]
+
+    assert told("free") == ["cost: not stated"]
+    assert told("dear") == ["cost: at most 1,200 forwards and 1 backward an image (10 classes)"]
+    assert told("needy") == ["cost: depends on its parameters"]
+    assert told("none") == []
 
 
 def test_describe_suggests(typed: Any) -> None:

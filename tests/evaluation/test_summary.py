@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from guard.evaluation.outcome import PART
 from guard.evaluation.result import Cell
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays
-from guard.evaluation.summary import Scored, best, figures, joined, worst_cases
+from guard.evaluation.summary import Scored, best, figures, joined, minimal, parts, worst_cases
 
 LABELS = np.zeros(4, np.int64)
 
@@ -144,3 +145,35 @@ def test_a_suspect_cell_makes_its_worst_case_suspect() -> None:
     doubt = {"status": "SUSPECT", "reason": "why"}
     items = [scored("a", outcome([1, 1, 1, 0])), scored("b", outcome([1, 1, 1, 0]), knowledge="oblivious", **doubt)]
     assert [(row.status, row.reason) for row in worst_cases(items, LABELS, True)] == [("SUSPECT", "why")] * 2
+
+
+def test_distances_count_images_that_were_right() -> None:
+    clean = np.array([1, 1, 1, 0], bool)
+    found = minimal(outcome([0, 1, 0, 0], nearest=[0.3, np.inf, 0.1, 0.0]), clean, LABELS, [0.2])
+    assert found == {"median_distance": 0.3, "curve": ((0, 0.75), (0.1, 0.5), (0.2, 0.5), (0.3, 0.25))}
+    targeted = outcome([0, 1, 0, 0], target=[1, 1, 0, 1], nearest=[0.3, np.inf, 0.0, 0.1])
+    found = minimal(targeted, clean, LABELS, [0.2])  # image 2 has its target for a label: it stays right
+    assert found == {"median_distance": np.inf, "curve": ((0, 0.75), (0.2, 0.75), (0.3, 0.5))}
+    none = minimal(outcome([0, 0, 0, 0], nearest=[0.0] * 4), ~clean & clean, LABELS, [0.2])
+    assert none == {"median_distance": None, "curve": ((0, 0), (0.2, 0))}
+    assert minimal(outcome([0, 1, 0, 0]), clean, LABELS, [0.2]) == {}
+
+
+def test_the_nearest_of_several_trials() -> None:
+    one = outcome([1, 0, 1, 1], nearest=[np.inf, 1, 2, np.inf])
+    two = outcome([1, 0, 0, 1], nearest=[3, 2, 1, np.inf])
+    assert best([one, two])["nearest"].tolist() == [3, 1, 1, np.inf]
+    assert "nearest" not in best([one, outcome([1, 0, 0, 1])])  # a worst case over other attacks too
+
+
+def test_members_of_a_cascade_are_those_of_all_shards() -> None:
+    first = [[2, 1, 1], [2, 1, 0], [2, 1, 0], [9, 9, 1]]
+    second = [[0, 0, 0], [7, 0, 1], [8, 0, 0], [9, 9, 1]]
+    idle = outcome([1, 1, 1, 0], [0] * 4)
+    some = outcome([0, 0, 1, 0], **{PART + "a": first})
+    more = outcome([0, 0, 1, 0], **{PART + "a": first, PART + "b": second})
+    clean = np.array([1, 1, 1, 0] * 3, bool)
+    a, b = parts(joined([idle, some, more]), clean)
+    assert (a.name, a.images, a.broke, a.forwards_per_image, a.backwards_per_image) == ("a", 6, 2, 2, 1)
+    assert (b.name, b.images, b.broke, b.forwards_per_image, b.backwards_per_image) == ("b", 2, 1, 7.5, 0)
+    assert parts(idle, clean[:4]) == ()

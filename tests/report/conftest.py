@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guard import Report
-from guard.evaluation.result import Candidate, Cell, Pictures, WorstCase
+from guard.evaluation.result import Candidate, Cell, PartRow, Pictures, WorstCase
 
 _ROBUST = {  # of 597 images, by defense: the adaptive and the oblivious attacker's count for each attack
     "none": ({"fgsm": 81, "pgd": 3, "apgd": 0}, {}),
@@ -15,6 +15,13 @@ _ROBUST = {  # of 597 images, by defense: the adaptive and the oblivious attacke
     "shape-bias + truncated-relu": ({"fgsm": 233, "pgd": 190}, {"fgsm": 260, "pgd": 251, "apgd": 240}),
 }
 _CLEAN = {"none": 588, "adversarial-training": 569, "jpeg": 560, "shape-bias + truncated-relu": 540}
+
+
+_PARTS = (
+    PartRow(name="apgd-ce", images=560, broke=500, forwards_per_image=41.25, backwards_per_image=40),
+    PartRow(name="square|2", images=60, broke=38, forwards_per_image=1204, backwards_per_image=0),
+)
+_CURVE = ((0.0, 0.93), (0.1, 0.8), (0.25, 0.5), (0.5, 0.33), (0.75, 0.2), (1.5, 0.04), (float("inf"), 0.04))
 
 
 def scored(count: int, clean: int, total: int, cost: float) -> dict[str, Any]:
@@ -80,7 +87,8 @@ def digits() -> tuple[list[Cell], list[WorstCase]]:
                     doubt = knowledge == "oblivious" and label == "fgsm"
                     status = {"status": "SUSPECT", "reason": "the model's outputs look like probabilities"}
                     verdict = status if doubt else {"status": "VALID"}
-                    cells.append(Cell(**here, **same, **found, **verdict, candidates=(trial,)))  # type: ignore[arg-type]
+                    members = _PARTS if (defense, label) == ("jpeg", "apgd") else ()
+                    cells.append(Cell(**here, **same, **found, **verdict, candidates=(trial,), parts=members))  # type: ignore[arg-type]
                 elif counts:
                     reason = (
                         "attack 'apgd' from 'guard-tap 0.2' moved a pixel by 0.247; the linf budget is 0.2 (51/255)"
@@ -117,6 +125,7 @@ def photographs() -> tuple[list[Cell], list[WorstCase]]:
             here |= {"norm": norm, "epsilon": epsilon, "seed": 0, "knowledge": "adaptive"}
             counts = {label: shift + 200 - 8 * number for number, label in enumerate(("fgsm", "pgd", "apgd"))}
             for label, count in counts.items():
+                nearest = (norm, label) == ("l2", "apgd")
                 cells.append(
                     Cell(
                         **here,
@@ -125,7 +134,8 @@ def photographs() -> tuple[list[Cell], list[WorstCase]]:
                         attack=label,
                         attack_parameters={},
                         status="VALID",
-                        **scored(count, 930, 1000, 10),
+                        curve=_CURVE if nearest else (),
+                        **scored(count, 930, 1000, 10) | ({"median_distance": 0.26} if nearest else {}),
                     )
                 )
             rows.append(_worst(here, counts, 930, 1000))

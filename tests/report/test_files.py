@@ -24,7 +24,7 @@ def test_csv_round_trips(report: Report) -> None:
     for row in rows:
         low, high = row.pop("robust_accuracy_interval_low"), row.pop("robust_accuracy_interval_high")
         values: dict[str, object] = {key: text for key, text in row.items() if text != ""}
-        values |= {key: json.loads(row[key]) for key in ("attack_parameters", "candidates")}
+        values |= {key: json.loads(row[key]) for key in ("attack_parameters", "candidates", "parts", "curve")}
         found.append(Cell.model_validate(values | {"robust_accuracy_interval": (low, high) if low else None}))
     assert found == report.cells
 

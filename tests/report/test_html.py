@@ -11,6 +11,7 @@ from PIL import Image
 from guard import Report
 from guard.evaluation.result import Cell, WorstCase
 from guard.report.colours import contrast, level, scale
+from guard.report.curves import curves
 from guard.report.html import fragment, page
 from guard.report.pictures import gallery
 from guard.report.tables import tables
@@ -51,7 +52,14 @@ class Reader(HTMLParser):
 def evil(report: Report) -> Report:
     """Everything that a plugin or a file names."""
     text = {"defense": EVIL, "model": EVIL, "dataset": EVIL, "goal": EVIL, "reason": EVIL, "knowledge": EVIL}
-    cells = [cell.model_copy(update=text | {"label": EVIL, "source": EVIL}) for cell in report.cells]
+    cells = [
+        cell.model_copy(
+            update=text
+            | {"label": EVIL, "source": EVIL}
+            | {"parts": tuple(part.model_copy(update={"name": EVIL}) for part in cell.parts)}
+        )
+        for cell in report.cells
+    ]
     rows = [row.model_copy(update=text | {"broken_first": {EVIL: 3}}) for row in report.worst_case]
     names = dict.fromkeys(("labels", "predictions", "clean_predictions"), (EVIL,) * 8)
     pictures = {key: found.model_copy(update=names) for key, found in report.pictures.items()}
@@ -68,6 +76,7 @@ def test_names_are_escaped(report: Report, write: object) -> None:
     assert "&lt;script&gt;" in text
     allowed = {"class", "title", "style", "scope", "colspan", "id", "href", "src", "alt", "open"}
     allowed |= {"lang", "charset", "name", "content"}
+    allowed |= {"viewbox", "role", "aria-label", "d", "points", "cx", "cy", "r"}
     assert {name for _, attributes in found.tags for name in attributes} <= allowed
 
 
@@ -208,3 +217,42 @@ def test_fates_add_up(report: Report) -> None:
     for row in report.worst_case:
         assert sum(share for _, _, share in _fates(row)) == pytest.approx(1)
     assert isinstance(report.worst_case[0], WorstCase)
+
+
+def test_a_curve_is_drawn_once_to_scale(report: Report) -> None:
+    """The line ends at the last bounded epsilon; each epsilon of the run is a circle at its own robust accuracy."""
+    one = next(cell for cell in report.cells if cell.curve)
+    other = one.model_copy(update={"epsilon": 1.5, "key": "other", "robust_accuracy": 0.25})
+    only = report.model_copy(update={"cells": [one, other], "worst_case": []})
+    (curve,) = curves(only)
+    assert curve.points == "0,5 20,14.4 50,36 100,48.2 150,57.6 300,69.1"
+    assert (curve.end, curve.unfound) == ("1.5", 0.04)
+    assert [(mark.x, mark.y, mark.text) for mark in curve.marks] == [
+        (100, round(72 * (1 - (one.robust_accuracy or 0)), 1), "epsilon 0.5: robust 18.4 %"),
+        (300, 54, "epsilon 1.5: robust 25.0 %"),
+    ]
+    text = page(only)
+    assert text.count("<polyline") == 1
+    assert [tag for tag, _ in Reader(text).tags].count("circle") == 2
+    assert "<td>0.26</td><td>4.0</td>" in text
+    assert len(curves(report)) == 2  # of two models
+
+
+def test_a_curve_of_nothing_found(report: Report) -> None:
+    update = {"epsilon": float("inf"), "curve": ((0.0, 0.9), (float("inf"), 0.9)), "median_distance": float("inf")}
+    (curve,) = curves(report.model_copy(update={"cells": [report.cells[0].model_copy(update=update)]}))
+    assert (curve.points, curve.marks, curve.unfound) == ("0,7.2", (), 0.9)
+
+
+def test_members_of_a_cascade_stand_on_the_page(report: Report) -> None:
+    text = page(report)
+    section = text[text.index('id="parts"') : text.index('id="warnings"')]
+    rows = re.findall(r"<tr><th scope=.row.>(.*?)</th>(.*?)</tr>", section)
+    assert [name for name, _ in rows] == ["apgd on jpeg, adaptive", "", "apgd on jpeg, oblivious", ""]
+    assert [re.findall(r">([^<>]+)</td>", row) for _, row in rows[:2]] == [
+        ["apgd-ce", "560", "500", "41.2", "40"],
+        ["square|2", "60", "38", "1,204", "0"],
+    ]
+    bare = page(report.model_copy(update={"cells": report.cells[:2]}))
+    assert 'id="parts"' not in bare
+    assert 'id="distances"' not in bare

@@ -29,7 +29,7 @@ def parsed(text: str) -> list[list[list[str]]]:
 def test_tables_parse(report: Report) -> None:
     found = parsed(document(report))
     expected = tables(report)
-    assert len(found) == len(expected) + 2
+    assert len(found) == len(expected) + 3
     for rows, table in zip(found, expected, strict=False):
         assert rows[0] == ["defense", "clean", *table.attacks, "worst case"]
         for row, line in zip(rows[1:], table.lines, strict=True):
@@ -56,3 +56,18 @@ def test_the_configuration_can_be_read_back(report: Report) -> None:
     blocks = [token for token in MarkdownIt().parse(text) if token.type == "fence"]
     assert [yaml.safe_load(block.content) for block in blocks] == [config]
     assert re.search(r"^````yaml$", text, re.MULTILINE)
+
+
+def test_members_of_a_cascade(report: Report) -> None:
+    rows = parsed(document(report))[-3]
+    assert rows[0] == ["cell", "member", "tried on", "broke", "forwards per image", "backwards per image"]
+    name = "apgd on jpeg, adaptive (small-cnn on digits, linf 0.2, untargeted, seed 0)"
+    assert rows[1] == [name, "apgd-ce", "560", "500", "41.2", "40"]
+    assert rows[2] == ["", "square|2", "60", "38", "1,204", "0"]
+    assert "What broke it" not in document(report.model_copy(update={"cells": report.cells[:2]}))
+
+
+def test_median_distances_are_notes(report: Report) -> None:
+    text = document(report)
+    assert text.count("- Median l2 distance of apgd: 0.26 on none.") == 2
+    assert text.count("Median") == 2
