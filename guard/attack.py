@@ -34,6 +34,8 @@ class Attack(Component, ABC):
     """The norms it can attack in."""
     access: ClassVar[Access] = "gradients"
     """The most it asks of the victim: gradients, logits, labels, or transfer (nothing)."""
+    estimate: ClassVar[bool] = False
+    """Whether it stops at images that it takes for robust, so that its robust accuracy estimates a longer attack's."""
     bf16: ClassVar[bool] = False
     """Whether its gradients may be computed in bfloat16 where the user asks for that: it follows signs only, and stops
     at an image only where `victim.reached` says so."""
@@ -203,7 +205,10 @@ def attempts(
         elif count == 1:
             return points
         else:
-            margin = -goal.margin(victim.logits(points)).to(height)
-            better = margin > height
-            result[better], height[better] = points[better], margin[better]
+            result = torch.where(height.isinf().view(-1, 1, 1, 1), points, result)
+            able = left if victim.remaining is None else (victim.remaining > 0).nonzero().squeeze(1)
+            margin = -goal[able].margin(victim[able].logits(points[able])).to(height) if len(able) else height[:0]
+            better = margin > height[able]
+            rows = able[better]
+            result[rows], height[rows] = points[rows], margin[better]
     return result

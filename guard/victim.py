@@ -3,39 +3,22 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from guard.counts import Counts
-from guard.errors import ContractError, InputError, blamed, suggestion
+from guard.errors import ContractError, InputError, suggestion
 from guard.goal import Goal
 from guard.losses import cross_entropy
 from guard.rng import Rng
+from guard.stage import Stage, bridged
 
 Access = Literal["gradients", "logits", "labels", "transfer"]
 Transform = Callable[[Tensor, Tensor], Tensor]
 ACCESS: tuple[Access, ...] = ("transfer", "labels", "logits", "gradients")
 """From what asks least of a model to what asks most."""
-
-
-class Stage(Protocol):
-    """What a defense does to the images before the model sees them."""
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether gradients through `preprocess` are true."""
-
-    @property
-    def randomized(self) -> bool:
-        """Whether `preprocess` draws from its rng."""
-
-    def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
-        """The images that the model sees."""
-
-    def surrogate(self, images: Tensor, rng: Rng) -> Tensor:
-        """Its differentiable stand-in."""
 
 
 class Victim:
@@ -63,7 +46,10 @@ class Victim:
         """`rng` feeds randomized stages. `drop`: whether an attack may stop at an image that reached its goal.
         `eot`: draws of a randomized stage that a gradient is averaged over. `search`: the same model, executed faster,
         and `bf16`: with gradients in bfloat16; both answer while an attack searches, and `reached` confirms what they
-        claim. `max_queries`: how many rows each image may be asked about; more is a ContractError."""
+        claim. `max_queries`: how many rows each image may be asked about; more is a ContractError. A confirmation would
+        be a query too, so that the model itself then answers all of them."""
+        if max_queries is not None:
+            search, bf16 = None, False
         self.drop = drop
         self._model, self._stages, self._access, self._rng = model, tuple(stages), access, rng
         self._search, self._bf16 = model if search is None else search, bf16
@@ -97,6 +83,10 @@ class Victim:
     def credit(self, keep: Tensor) -> None:
         """Note that this part of an attack brought these images to their goal."""
         self._sinks[-1].broke[self._rows[keep]] = True
+
+    def leave_undecided(self, keep: Tensor) -> None:
+        """Note that the attack stops at these images although they might still fall; the report says how many."""
+        self.counts.undecided[self._rows[keep]] = True
 
     def logits(self, points: Tensor) -> Tensor:
         """Logits (k N, K) of points (k N, C, H, W), without a gradient."""
@@ -254,32 +244,6 @@ class _Door(nn.Module):
         if points.requires_grad:
             points.register_hook(self._victim[0]._count_backward)
         return self._victim[0]._forward(points)
-
-
-def bridged(stages: Sequence[Stage], points: Tensor, rng: Rng) -> Tensor:
-    """Images after all stages; the gradient of one that is not differentiable is its surrogate's, of the same draw.
-
-    Raises ContractError where a stage crashes or loses images.
-    """
-    for number, stage in enumerate(stages):
-        if stage.differentiable or not points.requires_grad:
-            points = _staged(stage, "preprocess", points, rng.fold(number))
-            continue
-        with torch.no_grad():
-            processed = _staged(stage, "preprocess", points.detach(), rng.fold(number))
-        stand_in = _staged(stage, "surrogate", points, rng.fold(number))
-        points = stand_in + (processed - stand_in).detach()
-    return points
-
-
-def _staged(stage: Stage, method: str, points: Tensor, rng: Rng) -> Tensor:
-    name = f"defense '{getattr(stage, 'name', type(stage).__name__)}'"
-    with blamed(name):
-        result: object = getattr(stage, method)(points, rng)
-    if not isinstance(result, Tensor) or result.dim() != points.dim() or len(result) != len(points):
-        what = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
-        raise ContractError(f"{name} returns {what} for images of {tuple(points.shape)}. Return as many images")
-    return result
 
 
 @contextmanager

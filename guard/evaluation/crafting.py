@@ -1,7 +1,7 @@
 """Crafting: run an attack on one batch and check what it returns. Nothing is exempt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Crafted:
     backwards: Tensor
     parts: tuple[Part, ...] = ()
     """Of a cascade, in its order."""
+    undecided: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Images that the attack stopped at although they might still fall, bool (N,)."""
 
     @classmethod
     def joined(cls, pieces: Sequence["Crafted"]) -> "Crafted":
@@ -47,6 +49,7 @@ class Crafted:
             torch.cat([piece.forwards for piece in pieces]),
             torch.cat([piece.backwards for piece in pieces]),
             tuple(_joined(name, [piece.part(name) for piece in pieces]) for name in names),
+            torch.cat([piece.undecided for piece in pieces]),
         )
 
     def part(self, name: str) -> Part:
@@ -116,7 +119,8 @@ def craft(
         if broken:
             raise ContractError(f"{who} met gradients with NaN or infinity for {broken} of {len(batch)} images")
         parts = (Part(name, it.forwards, it.backwards, it.broke) for name, it in victim.counts.parts.items())
-        return Crafted(adversarial.detach(), victim.counts.forwards, victim.counts.backwards, tuple(parts))
+        counts = victim.counts
+        return Crafted(adversarial.detach(), counts.forwards, counts.backwards, tuple(parts), counts.undecided)
 
     return Crafted.joined(halving(perturbed, torch.arange(len(images), device=images.device)))
 

@@ -12,7 +12,8 @@ from guard.errors import GuardError, InputError, blamed, one_line
 from guard.evaluation.memory import halving
 from guard.execution import batch_size, faster
 from guard.rng import Rng, seeded
-from guard.victim import Access, Stage, bridged, held
+from guard.stage import Stage, bridged
+from guard.victim import Access, held
 
 ATTACK, DEFENSE, SCORING, TARGETS, OPAQUE = range(5)  # streams: none may see another's draws
 

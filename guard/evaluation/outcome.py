@@ -37,21 +37,25 @@ class Made:
     points: Tensor
     forwards: Tensor
     backwards: Tensor
+    undecided: Tensor
     parts: dict[str, Tensor]
     """By `PART` and the part's name."""
     seconds: float
 
     def arrays(self) -> Arrays:
         """As the store keeps it."""
-        values = {"points": self.points, "forwards": self.forwards, "backwards": self.backwards} | self.parts
+        values = {name: getattr(self, name) for name in _MADE} | self.parts
         return {name: value.cpu().numpy() for name, value in values.items()} | {"seconds": np.array(self.seconds)}
 
     @classmethod
     def of(cls, arrays: Arrays, device: torch.device) -> "Made":
         """From what the store kept."""
         values = {name: torch.from_numpy(array).to(device) for name, array in arrays.items() if name != "seconds"}
-        points, forwards, backwards = (values.pop(name) for name in ("points", "forwards", "backwards"))
-        return cls(points, forwards, backwards, values, float(arrays["seconds"]))
+        points, forwards, backwards, undecided = (values.pop(name) for name in _MADE)
+        return cls(points, forwards, backwards, undecided, values, float(arrays["seconds"]))
+
+
+_MADE = ("points", "forwards", "backwards", "undecided")
 
 
 @dataclass
@@ -83,11 +87,12 @@ class Bench:
         """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
 
         Arrays with one row per image: correct (predicted as its label), reached (the goal), distance, correct_8bit
-        (rounded to 8 bits where the shard is on that grid), forwards, backwards, target (-1 for none), prediction, one
-        for each part of a cascade (see `PART`), and, of a minimum-distance attack, nearest: the distance of the nearest
-        point that reached the goal, in whichever ball, inf where none did. And `adversarial`, of all images or of a
-        few, and `seconds`. Costs and seconds are those of the whole answer, also where another trial paid for it.
-        `advance` is told of images that were attacked. Raises ContractError.
+        (rounded to 8 bits where the shard is on that grid), forwards, backwards, target (-1 for none), prediction,
+        undecided (the attack stopped although the image might still fall), one for each part of a cascade (see `PART`),
+        and, of a minimum-distance attack, nearest: the distance of the nearest point that reached the goal, in
+        whichever ball, inf where none did. And `adversarial`, of all images or of a few, and `seconds`. Costs and
+        seconds are those of the whole answer, also where another trial paid for it. `advance` is told of images that
+        were attacked. Raises ContractError.
         """
         started = time.perf_counter()
         images, labels, index = self._placed(shard)
@@ -113,6 +118,7 @@ class Bench:
             "correct_8bit": correct(logits_8bit, labels),
             "forwards": made.forwards,
             "backwards": made.backwards,
+            "undecided": made.undecided & correct(logits, labels),
             "target": torch.full_like(labels, -1) if targets is None else targets,
             "prediction": logits.argmax(1),
             "adversarial": adversarial[: len(images) if self.keep_images else PICTURES].float(),
@@ -143,6 +149,7 @@ class Bench:
         images, labels, index = self._placed(shard)
         points, rows, parts = images.clone(), wanted.nonzero().squeeze(1), dict[str, Tensor]()
         forwards, backwards = torch.zeros_like(labels), torch.zeros_like(labels)
+        undecided = torch.zeros_like(wanted)
         attack = Nearest(attack=trial.attack) if isinstance(trial.attack, MinimalAttack) else trial.attack
         for some in self._batches(trial.crafted_on, rows, images):
             batch = craft(
@@ -159,11 +166,12 @@ class Bench:
                 max_queries=self.max_queries,
             )
             points[some], forwards[some], backwards[some] = batch.adversarial, batch.forwards, batch.backwards
+            undecided[some] = batch.undecided
             for part in batch.parts:
                 did = torch.stack([part.forwards, part.backwards, part.broke.long()], 1)
                 parts.setdefault(PART + part.name, labels.new_zeros(len(labels), 3))[some] = did
             advance(len(some))
-        return Made(points, forwards, backwards, parts, time.perf_counter() - started)
+        return Made(points, forwards, backwards, undecided, parts, time.perf_counter() - started)
 
     def _scored(self, trial: Trial, images: Tensor, index: Tensor, who: str) -> Tensor:
         logits = self._logits(trial.scored_on, images, index, trial.seed)

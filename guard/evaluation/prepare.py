@@ -20,8 +20,9 @@ from guard.evaluation.store import Store
 from guard.progress import Progress
 from guard.rng import Rng, seeded
 from guard.source import Data, ModelSource
+from guard.stage import Stage, bridged
 from guard.training.loop import estimate, train
-from guard.victim import Access, Stage, bridged, held
+from guard.victim import Access, held
 from guard.weights import load_weights, save_weights
 
 _CALIBRATION = 512  # clean training images that a modification is calibrated on

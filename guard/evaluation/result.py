@@ -95,6 +95,8 @@ class Cell(Row):
     parts: tuple[PartRow, ...] = ()
     """Of a cascade of attacks, its members in their order, in the first candidate; one that no image was left for is
     left out."""
+    undecided: int | None = None
+    """Of an attack that estimates a longer one: images that stand and might still fall."""
     curve: tuple[tuple[float, float], ...] = ()
     """Of a minimum-distance attack: (epsilon, robust accuracy) by rising epsilon, read off the distances of its nearest
     points: at 0, at quantiles of the distances, and at each epsilon of the run. At the cell's own epsilon

@@ -134,6 +134,7 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
         reason=reason,
         candidates=tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True)),
         parts=parts(outcomes[0], clean),
+        undecided=int((outcome["undecided"] & clean).sum()) if cell.attack.estimate else None,
     )
     return Scored(row, outcome, clean)
 

@@ -51,6 +51,7 @@ def best(outcomes: Sequence[Arrays]) -> Arrays:
     arrays = {name: np.stack([o[name] for o in outcomes])[choice, rows] for name in outcomes[0] if _per_image(name)}
     arrays["correct"] = np.logical_and.reduce([o["correct"] for o in outcomes])
     arrays["correct_8bit"] = np.logical_and.reduce([o["correct_8bit"] for o in outcomes])
+    arrays["undecided"] = np.logical_and.reduce([o["undecided"] for o in outcomes]) & arrays["correct"]
     for cost in ("forwards", "backwards"):
         arrays[cost] = np.sum([o[cost] for o in outcomes], axis=0)
     if all("nearest" in o for o in outcomes):

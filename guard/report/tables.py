@@ -102,12 +102,28 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
     applies = [line for line in lines if any(cell.status != "NOT_APPLICABLE" for cell in line.cells.values())]
     left = [line for line in lines if applies and line not in applies]
     lines = applies or lines
-    notes = (*_distances(lines, setting), *_reasons(lines), *_left_out(left), *_span(report, setting, knowledge, rows))
+    notes = (
+        *_estimates(lines),
+        *_distances(lines, setting),
+        *_reasons(lines),
+        *_left_out(left),
+        *_span(report, setting, knowledge, rows),
+    )
     return Table(setting, knowledge, source, attacks, tuple(lines), notes)
 
 
 def _place(row: Row) -> tuple[str, str, str, float, str]:
     return (row.dataset, row.model, row.norm, row.epsilon, row.knowledge)
+
+
+def _estimates(lines: Sequence[Line]) -> list[str]:
+    """How many images each attack that is an estimate left undecided."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        for label, cell in line.cells.items():
+            if cell.undecided is not None:
+                found.setdefault(label, []).append(f"{cell.undecided} of {cell.images:,} images on {line.defense}")
+    return [f"{label} is an estimate. It left undecided {joined(places)}." for label, places in found.items()]
 
 
 def _distances(lines: Sequence[Line], setting: Setting) -> list[str]:
