@@ -41,7 +41,7 @@ class Cascade(Attack):
         return attempts(victim, images, goal, len(members), run, credit)
 
     def cost(self, num_classes: int) -> Cost | None:
-        """All members', and a forward after each."""
+        """All members', as they are for linf, and a forward after each."""
         costs = [attack.cost(num_classes) for _, attack in self.members(ThreatModel(norm="linf", epsilon=1))]
         known = [cost for cost in costs if cost is not None]
         if len(known) < len(costs):

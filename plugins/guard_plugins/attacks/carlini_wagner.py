@@ -80,7 +80,7 @@ class CarliniWagner(MinimalAttack):
     bisected. The closest point on the way that reached the goal counts; an image that is at its goal already stays as
     it is. On adversarially trained networks other attacks come closer: never use it alone there.
 
-    The paper takes 10,000 steps a search. 1,000 ended less than 1 % further away on a clean MNIST network (4 images), but
+    The paper takes 10,000 steps a search. 1,000 ended under 1 % further away on a clean MNIST network (4 images), but
     5 % in the median and 67 % at worst on a robust one (8 images): raise `steps` where distances are quoted. A search
     ends for an image whose own loss fell by less than 0.01 % during a tenth of the steps; the original judges the sum
     over the batch and so gives up images that still move. w starts at the image shrunk by 0.999 towards grey (the

@@ -10,6 +10,7 @@ from guard import (
     LOSSES,
     Amount,
     Attack,
+    Cost,
     Goal,
     InputError,
     IterativeAttack,
@@ -38,6 +39,10 @@ class FGSM(Attack):
             raise InputError("epsilon is inf: attack 'fgsm' takes one step of that length. Give a finite epsilon")
         gradient, _, _ = victim.gradient(images, goal, LOSSES[self.loss])
         return threat.project(images + threat.steepest_ascent(gradient, threat.epsilon, images), images)
+
+    def cost(self, num_classes: int) -> Cost:
+        """One gradient."""
+        return Cost(1, 1)
 
 
 class SteepestAscent(IterativeAttack):

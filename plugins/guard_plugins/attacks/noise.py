@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from guard import Attack, Goal, Rng, ThreatModel, Victim, hookimpl
+from guard import Attack, Cost, Goal, Rng, ThreatModel, Victim, hookimpl
 
 
 class Noise(Attack):
@@ -31,6 +31,10 @@ class Noise(Attack):
             if not len(left):
                 break
         return result
+
+    def cost(self, num_classes: int) -> Cost:
+        """A forward for each draw."""
+        return Cost(self.draws, 0)
 
 
 @hookimpl

@@ -1,0 +1,98 @@
+"""PGD side by side: the bare loop, guard in several settings, and other libraries.
+
+    GUARD_DATA=... GUARD_VICTIMS=.../published_models.py python -m tests.benchmarks.pgd [VICTIM ...] [--images N]
+
+Ratios are CPU seconds over those of the bare loop, and over those of the fastest other library that leaves no more
+images standing than the line in question plus what seeds differ by (two standard errors).
+"""
+
+import argparse
+import math
+
+from torch import Tensor, nn
+
+from guard import Attack, Goal, ThreatModel
+from guard.evaluation.crafting import craft
+from guard.evaluation.network import Network
+from guard_plugins.attacks.fast_pgd import FastPGD
+from guard_plugins.attacks.pgd import PGD
+from tests.benchmarks.bare import bare, chosen, step_size
+from tests.benchmarks.measure import Counted, Outcome, Run, heading, side_by_side, table
+from tests.benchmarks.peers import LIBRARIES, peers
+from tests.benchmarks.victims import CHOICES, Victim, victim
+
+
+def guard(attack: Attack, epsilon: float, *, drop: bool = True, bf16: bool = False) -> Run:
+    """As an evaluation runs it, with its checks; the faster execution is made once, as there."""
+    threat, networks = ThreatModel(norm="linf", epsilon=epsilon), dict[nn.Module, Network]()
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        inner = model.model if isinstance(model, Counted) else model
+        network = networks.setdefault(inner, Network(inner))
+        crafted = craft(
+            attack, network, images, Goal(labels), threat,
+            index=index, seed=0, drop=drop, who=attack.name, bf16=bf16,
+        )  # fmt: skip
+        if isinstance(model, Counted):
+            model.forwards += int(crafted.forwards.sum())
+            model.backwards += int(crafted.backwards.sum())
+        return crafted.adversarial
+
+    return run
+
+
+def contenders(victim: Victim, epsilon: float) -> dict[str, Run]:
+    """Each by its name in the table, the bare loop first."""
+    steps, size = victim.steps, step_size(epsilon, victim.steps)
+    pgd, fast = PGD(steps=steps), FastPGD()
+    return {
+        "bare loop": bare(epsilon, steps, size),
+        "guard pgd, no drop": guard(pgd, epsilon, drop=False),
+        "guard pgd": guard(pgd, epsilon),
+        "guard pgd, bf16": guard(pgd, epsilon, bf16=True),
+        "guard fast-pgd": guard(fast, epsilon),
+        "guard fast-pgd, bf16": guard(fast, epsilon, bf16=True),
+        **peers(epsilon, steps, size),
+    }
+
+
+def line(outcome: Outcome, outcomes: list[Outcome]) -> list[str]:
+    """One row of the table."""
+    images = len(outcome.broken)
+    slack = 2 * math.sqrt(outcome.robust * (1 - outcome.robust) / images) if outcome.name not in LIBRARIES else 0.0
+    others = [each for each in outcomes if each.name in LIBRARIES and each.robust <= outcome.robust + slack]
+    fastest = min(others, key=lambda each: each.seconds, default=None)
+    return [
+        outcome.name,
+        f"{1000 * outcome.seconds / images:.2f}",
+        f"{outcome.backwards:.1f}",
+        f"{outcome.forwards:.1f}",
+        f"{100 * outcome.robust:.1f}",
+        f"{outcome.seconds / outcomes[0].seconds:.2f}",
+        "-" if fastest is None else f"{outcome.seconds / fastest.seconds:.2f} ({fastest.name})",
+    ]
+
+
+def main() -> None:
+    """Print a table for each victim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("victims", nargs="*", default=list(CHOICES), metavar="VICTIM", help=", ".join(CHOICES))
+    parser.add_argument("--images", type=int, default=200, help="of each victim; a quarter for resnet18-cifar")
+    arguments = parser.parse_args()
+    print(heading())
+    for name in arguments.victims:
+        found = victim(name, arguments.images if name != "resnet18-cifar" else arguments.images // 4)
+        if found is None:
+            continue
+        epsilon = chosen(found)
+        outcomes = side_by_side(contenders(found, epsilon), found, epsilon)
+        columns = ["", "CPU ms/image", "gradients", "forwards", "robust %", "to bare", "to fastest library"]
+        print(
+            f"\n{name}, linf {epsilon:.4g}, {found.steps} steps (fast-pgd {FastPGD().steps}), {len(found.images)} images"
+            f" that it classifies correctly, {found.batch_size} at once, median of 3\n"
+        )
+        print(table(columns, [line(outcome, outcomes) for outcome in outcomes]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
