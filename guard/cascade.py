@@ -21,13 +21,17 @@ class Cascade(Attack):
     point furthest beyond the goal.
     """
 
+    after: Attack | None = None
+    """An attack that goes first: this one takes over the images that it leaves. An evaluation that has run it already
+    does not run it again."""
+
     @abstractmethod
     def members(self, threat: ThreatModel) -> Sequence[tuple[str, Attack]]:
         """The attacks in their order, each with a name of its own."""
 
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """See `Attack.perturb`."""
-        members = self.members(threat)
+        members = self._all(threat)
 
         def run(number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
             name, attack = members[number]
@@ -40,9 +44,13 @@ class Cascade(Attack):
 
         return attempts(victim, images, goal, len(members), run, credit)
 
+    def _all(self, threat: ThreatModel) -> list[tuple[str, Attack]]:
+        first = [] if self.after is None else [(self.after.name, self.after)]
+        return [*first, *self.members(threat)]
+
     def cost(self, num_classes: int) -> Cost | None:
         """All members', as they are for linf, and a forward after each."""
-        costs = [attack.cost(num_classes) for _, attack in self.members(ThreatModel(norm="linf", epsilon=1))]
+        costs = [attack.cost(num_classes) for _, attack in self._all(ThreatModel(norm="linf", epsilon=1))]
         known = [cost for cost in costs if cost is not None]
         if len(known) < len(costs):
             return None

@@ -29,6 +29,8 @@ PICTURES = 8
 PART = "part of the attack: "
 """Begins the name of the array int64 (N, 3) of a part: forwards, backwards, and whether it broke the image."""
 
+_EITHER = ("correct", "reached", "distance", "correct_8bit", "target", "prediction")
+
 
 @dataclass(frozen=True)
 class Made:
@@ -83,7 +85,15 @@ class Bench:
         images, _, index = self._placed(shard)
         return self._logits(network, images, index, seed).double().cpu()
 
-    def outcome(self, trial: Trial, shard: Data, clean: Tensor, who: str, advance: Callable[[int], None]) -> Arrays:
+    def outcome(
+        self,
+        trial: Trial,
+        shard: Data,
+        clean: Tensor,
+        who: str,
+        advance: Callable[[int], None],
+        before: tuple[str, Arrays] | None = None,
+    ) -> Arrays:
         """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
 
         Arrays with one row per image: correct (predicted as its label), reached (the goal), distance, correct_8bit
@@ -92,7 +102,8 @@ class Bench:
         and, of a minimum-distance attack, nearest: the distance of the nearest point that reached the goal, in
         whichever ball, inf where none did. And `adversarial`, of all images or of a few, and `seconds`. Costs and
         seconds are those of the whole answer, also where another trial paid for it. `advance` is told of images that
-        were attacked. Raises ContractError.
+        were attacked. `before` names an attack that went first, with its outcome: only what it left is attacked, and
+        the rest stays as it is there. Raises ContractError.
         """
         started = time.perf_counter()
         images, labels, index = self._placed(shard)
@@ -101,7 +112,9 @@ class Bench:
         wanted = torch.ones_like(labels, dtype=torch.bool) if targets is None else targets != labels
         if trial.drop:  # a clean error is an error already
             wanted &= correct(clean, shard.labels).to(self.device)
-        made, before = self._made(trial, shard, goal, wanted, who, advance)
+        if before is not None:
+            wanted &= ~torch.from_numpy(before[1]["reached"]).to(self.device)
+        made, earlier = self._made(trial, shard, goal, wanted, who, advance)
         adversarial, values = made.points, dict(made.parts)
         if isinstance(trial.attack, MinimalAttack):
             reached = goal.reached(self._scored(trial, adversarial, index, who))
@@ -122,9 +135,10 @@ class Bench:
             "target": torch.full_like(labels, -1) if targets is None else targets,
             "prediction": logits.argmax(1),
             "adversarial": adversarial[: len(images) if self.keep_images else PICTURES].float(),
-            "seconds": torch.tensor(time.perf_counter() - started + before),
+            "seconds": torch.tensor(time.perf_counter() - started + earlier),
         }
-        return {name: value.cpu().numpy() for name, value in values.items()}
+        arrays = {name: value.cpu().numpy() for name, value in values.items()}
+        return arrays if before is None else _taken_over(*before, arrays)
 
     def _made(
         self, trial: Trial, shard: Data, goal: Goal, wanted: Tensor, who: str, advance: Callable[[int], None]
@@ -192,6 +206,17 @@ class Bench:
         """Images, labels and index where they are computed on."""
         images = shard.floats().to(self.device, self.dtype)
         return images, shard.labels.to(self.device), shard.index.to(self.device)
+
+
+def _taken_over(name: str, before: Arrays, after: Arrays) -> Arrays:
+    """The outcome of two attacks in a row, of which the second got the images that the first left."""
+    done, size = before["reached"], len(after["adversarial"])
+    arrays = {name: np.where(done, before[name], after[name]) for name in _EITHER}
+    arrays["adversarial"] = np.where(done[:size, None, None, None], before["adversarial"][:size], after["adversarial"])
+    arrays |= {name: before[name] + after[name] for name in ("forwards", "backwards", "seconds")}
+    arrays["undecided"] = after["undecided"]
+    first = np.stack([before["forwards"], before["backwards"], done], 1).astype(np.int64)
+    return arrays | {PART + name: first} | {name: array for name, array in after.items() if name.startswith(PART)}
 
 
 def targets_for(

@@ -1,11 +1,12 @@
 """The plan: which cells an evaluation has, and the ways in which the attacker tries inside each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
 from guard.attack import Attack, MinimalAttack
+from guard.cascade import Cascade
 from guard.config import EvaluationConfig, GoalSetting, Targets, Transfer
 from guard.defense import Stack
 from guard.errors import NotApplicable
@@ -51,6 +52,19 @@ class Trial:
     drop: bool
     """Whether the attack may stop at an image that reached its goal."""
     environment: str
+
+    @cached_property
+    def after(self) -> "Trial | None":
+        """The same trial of the attack whose survivors this one takes over."""
+        first = self.attack.after if isinstance(self.attack, Cascade) and self.drop else None
+        return None if first is None else replace(self, attack=first)
+
+    @cached_property
+    def alone(self) -> "Trial":
+        """The trial without the attack that goes first."""
+        if self.after is None:
+            return self
+        return replace(self, attack=self.attack.model_copy(update={"after": None}))
 
     @property
     def ball(self) -> ThreatModel:

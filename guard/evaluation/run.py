@@ -211,7 +211,10 @@ class _Computing:
             return kept
         clean = self._ledger.clean[id(way.scored_on)][-1]
         who = f"attack '{cell.label}' from '{self._registry.origin(cell.attack).distribution}'"
-        outcome = self._bench.outcome(way, shard, clean, who, advance)
+        before = None
+        if way.after is not None:
+            before = way.after.attack.name, self._outcome(cell, way.after, shard, name, lambda images: None)
+        outcome = self._bench.outcome(way.alone, shard, clean, who, advance, before)
         self._ledger.computed += 1
         if way.key:
             self._store.write(way.key, name, outcome)

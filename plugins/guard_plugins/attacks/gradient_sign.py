@@ -62,7 +62,8 @@ class SteepestAscent(IterativeAttack):
 
     def move(self, now: Now, memory: Memory) -> Tensor:
         """One step of steepest ascent."""
-        return now.point + now.threat.steepest_ascent(self.direction(now, memory), self._length(now.threat), now.point)
+        step = now.threat.steepest_ascent(self.direction(now, memory), self._length(now.threat), now.point)
+        return step.add_(now.point)
 
     def direction(self, now: Now, memory: Memory) -> Tensor:
         """What to ascend along: the gradient by default."""
