@@ -116,21 +116,21 @@ class _Hunt:
         count = ends.isfinite().sum(0)
         mean = ends.nanmean(0)
         deviation = ((ends - mean).square().nansum(0) / (count - 1).clamp(min=1)).sqrt()
-        missed = self._glance[rows] < ends.nan_to_num(math.inf).amin(0)
+        missed = self._glance[rows] < 0.99 * ends.nan_to_num(math.inf).amin(0)  # by more than rounding
         return rows[(mean <= DEVIATIONS * deviation) | missed]
 
     def run(self, number: int, name: str, attack: Attack, rows: Tensor) -> None:
         """Let an attack try on the images in `rows`."""
         if not len(rows):
             return
-        part, goal = self._victim[rows].part(name), self._goal[rows]
-        points = attack.perturb(part, self._images[rows], goal, self._threat, self._rng[rows].fold(number))
-        if part.remaining is not None:
-            able = (part.remaining > 0).nonzero().squeeze(1)
-            rows, points, part, goal = rows[able], points[able], part[able], goal[able]
+        victim, goal = self._victim[rows], self._goal[rows]
+        points = attack.perturb(victim.part(name), self._images[rows], goal, self._threat, self._rng[rows].fold(number))
+        if victim.remaining is not None:
+            able = (victim.remaining > 0).nonzero().squeeze(1)
+            rows, points, victim, goal = rows[able], points[able], victim[able], goal[able]
             if not len(rows):
                 return
-        logits = part.logits(points)
+        logits = victim.logits(points)
         margin = goal.margin(logits).double()
         better = margin < self._lowest[rows]
         self._lowest[rows] = torch.where(better, margin, self._lowest[rows])
@@ -140,7 +140,7 @@ class _Hunt:
         elif isinstance(attack, Square):
             self._glance[rows] = self._glance[rows].minimum(margin)
         if self._victim.drop:
-            fallen = rows[part.reached(points, goal, logits)]
+            fallen = rows[victim.reached(points, goal, logits)]
             self._victim.part(name).credit(fallen)
             self._open[fallen] = False
 
