@@ -50,6 +50,7 @@ class SteepestAscent(IterativeAttack):
 
     reach: ClassVar[float]
     """How long all steps are together, in units of epsilon, where no step size is given."""
+    bf16 = True
 
     step_size: Amount | None = None
     """Length of a step; where left out, epsilon / steps (bim and its kind) or 2.5 epsilon / steps (pgd)."""
