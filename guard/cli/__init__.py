@@ -64,11 +64,11 @@ def main() -> NoReturn:
 
 def _keep_memory() -> None:
     """Have glibc keep freed memory for the next step: given back and asked for anew, page faults take a fifth of it."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):  # other libraries than glibc have none
+    tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # others have none
+    if tune is not None:
         trim_threshold, mmap_max = -1, -4
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        tune(mmap_max, 0)
+        tune(trim_threshold, 2**31 - 1)
 
 
 def _told(error: Exception) -> tuple[int, str]:

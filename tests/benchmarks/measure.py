@@ -17,7 +17,17 @@ from guard.goal import correct
 from tests.benchmarks.victims import Victim
 
 Run = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-"""run(model, images, labels, index) -> adversarial images, of one batch."""
+"""run(model, images, labels, index) -> adversarial images."""
+
+
+def batched(run: Run, size: int) -> Run:
+    """The same on `size` images at once."""
+
+    def parts(model: nn.Module, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        batches = torch.arange(len(images)).split(size)
+        return torch.cat([run(model, images[rows], labels[rows], index[rows]) for rows in batches])
+
+    return parts
 
 
 class Counted(nn.Module):
@@ -27,6 +37,7 @@ class Counted(nn.Module):
         super().__init__()
         self.model = model
         self.forwards = self.backwards = 0
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         self.forwards += len(images)
@@ -71,25 +82,24 @@ def judged(model: nn.Module, images: Tensor, labels: Tensor, adversarial: Tensor
         return ~torch.cat([correct(model(x), y) for x, y in zip(adversarial.split(64), labels.split(64), strict=True)])
 
 
-def attacked(name: str, run: Run, victim: Victim, epsilon: float, outcome: Outcome | None) -> Outcome:
+def attacked(name: str, run: Run, victim: Victim, epsilon: float, outcome: Outcome | None = None) -> Outcome:
     """One repetition: CPU seconds of the attack alone; the first, which is the warm-up, also counts and judges."""
     model = Counted(victim.model) if outcome is None else victim.model
-    parts, start = [], time.process_time()
-    for rows in torch.arange(len(victim.images)).split(victim.batch_size):
-        parts.append(run(model, victim.images[rows], victim.labels[rows], rows))
+    start = time.process_time()
+    adversarial = run(model, victim.images, victim.labels, torch.arange(len(victim.images)))
     seconds = time.process_time() - start
     if outcome is not None:
         outcome.times.append(seconds)
         return outcome
     assert isinstance(model, Counted)
-    broken = judged(victim.model, victim.images, victim.labels, torch.cat(parts), epsilon, name)
+    broken = judged(victim.model, victim.images, victim.labels, adversarial, epsilon, name)
     return Outcome(name, broken, model.forwards / len(broken), model.backwards / len(broken))
 
 
 def side_by_side(runs: dict[str, Run], victim: Victim, epsilon: float, repeats: int = 3) -> list[Outcome]:
     """All contenders in turn, and that several times, so that what else the machine does meets all of them."""
     torch.set_num_threads(1)
-    outcomes = {name: attacked(name, run, victim, epsilon, None) for name, run in runs.items()}
+    outcomes = {name: attacked(name, run, victim, epsilon) for name, run in runs.items()}
     for _ in range(repeats):
         for name, run in runs.items():
             attacked(name, run, victim, epsilon, outcomes[name])

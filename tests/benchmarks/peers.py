@@ -1,11 +1,11 @@
-"""PGD of other libraries, each with the same steps, step size and random start. One that is not installed is left out.
+"""Attacks of other libraries: PGD with the same steps, step size and random start, and what AutoAttack is made of.
 
-All take the cross-entropy and a start that is uniform in the ball, as the bare loop does.
+All PGD take the cross-entropy and a start that is uniform in the ball, as the bare loop does.
 """
 
 import math
 import warnings
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,42 @@ def adv_lib(epsilon: float, steps: int, step_size: float) -> Run:
     return run
 
 
+class _Contiguous(torch.autograd.Function):
+    """The identity, with a gradient in the memory order that torchattacks' `view` needs."""
+
+    @staticmethod
+    def forward(ctx: object, images: Tensor) -> Tensor:
+        return images.view_as(images)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
+class _Viewable(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(_Contiguous.apply(images))
+        return logits
+
+
+def standard_attacks(model: nn.Module, epsilon: float, seed: int) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """AutoAttack's four as torchattacks has them: attack(images, labels) -> adversarial images. Raises ImportError."""
+    import torchattacks
+
+    viewable, common = _Viewable(model), {"norm": "Linf", "eps": epsilon, "seed": seed, "n_restarts": 1}
+    return [
+        torchattacks.APGD(viewable, loss="ce", steps=100, **common),
+        torchattacks.APGDT(viewable, steps=100, n_classes=10, **common),
+        torchattacks.FAB(viewable, steps=100, multi_targeted=True, n_classes=10, **common),
+        torchattacks.Square(viewable, n_queries=5000, **common),
+    ]
+
+
 LIBRARIES = {"torchattacks": torchattacks, "foolbox": foolbox, "art": art, "adv_lib": adv_lib}
 
 
@@ -74,10 +110,10 @@ def peers(epsilon: float, steps: int, step_size: float) -> dict[str, Run]:
     """Those that are installed; for each other a line that says so."""
     found: dict[str, Run] = {}
     for name, make in LIBRARIES.items():
-        if find_spec(name) is None:
-            print(f"({name} is not installed: left out)")
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found[name] = make(epsilon, steps, step_size)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found[name] = make(epsilon, steps, step_size)
+        except ImportError as error:
+            print(f"({name} is left out: {error})")
     return found

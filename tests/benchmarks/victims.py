@@ -123,7 +123,7 @@ def _trained(
             seed=0, device=device, progress=_Lines(), what=what,
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(model, path)
+        save_model(model, str(path))
     return model.eval().requires_grad_(False)
 
 
