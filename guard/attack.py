@@ -181,7 +181,7 @@ def attempts(
     """
     result = images.clone()
     height = torch.full((len(images),), -float("inf"), dtype=images.dtype, device=images.device)
-    left = torch.arange(len(images), device=images.device)
+    left, done = torch.arange(len(images), device=images.device), torch.zeros_like(goal.labels, dtype=torch.bool)
     for number in range(count):
         if not len(left):
             break
@@ -207,7 +207,14 @@ def attempts(
         else:
             result = torch.where(height.isinf().view(-1, 1, 1, 1), points, result)
             able = left if victim.remaining is None else (victim.remaining > 0).nonzero().squeeze(1)
-            margin = -goal[able].margin(victim[able].logits(points[able])).to(height) if len(able) else height[:0]
+            if not len(able):
+                break
+            logits = victim[able].logits(points[able])
+            margin = -goal[able].margin(logits).to(height)
+            if credit is not None:
+                reached = goal[able].reached(logits)
+                credit(number, able[reached & ~done[able]])
+                done[able] |= reached
             better = margin > height[able]
             rows = able[better]
             result[rows], height[rows] = points[rows], margin[better]

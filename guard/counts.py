@@ -12,6 +12,8 @@ class Counts:
         self.backwards = torch.zeros_like(self.forwards)
         self.broke = torch.zeros(images, dtype=torch.bool, device=device)
         """Images that this part of an attack brought to their goal."""
+        self.tried = torch.zeros_like(self.broke)
+        """Images that this part of an attack was let at."""
         self.undecided = torch.zeros_like(self.broke)
         """Images that the attack stopped at although they might still fall."""
         self.parts: dict[str, Counts] = {}

@@ -96,7 +96,7 @@ def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is of this very kind, with nothing hung on it, and, for a BatchNorm, with statistics."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return type(layer) is kind and not hooked and getattr(layer, "running_mean", layer) is not None
 
 

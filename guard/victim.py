@@ -74,15 +74,21 @@ class Victim:
         """How many queries each image has left, int64 (N,); None where there is no limit."""
         return None if self._max_queries is None else self._max_queries - self.counts.forwards[self._rows]
 
-    def part(self, name: str) -> "Victim":
-        """The same door for one part of an attack: what it costs is also counted under that name."""
+    def part(self, name: str, *, access: Access | None = None, bf16: bool = True) -> "Victim":
+        """The same door for one part of an attack: what it costs is also counted under that name.
+
+        It gives no more than `access`, and answers in bfloat16 only where both the attack and its part may search so.
+        """
         part = copy.copy(self)
-        part._sinks = (*self._sinks, self._sinks[-1].part(name))
+        counts = self._sinks[-1].part(name)
+        counts.tried[self._rows] = True
+        part._sinks, part._bf16 = (*self._sinks, counts), self._bf16 and bf16
+        part._access = self._access if access is None else min(self._access, access, key=ACCESS.index)
         return part
 
-    def credit(self, keep: Tensor) -> None:
-        """Note that this part of an attack brought these images to their goal."""
-        self._sinks[-1].broke[self._rows[keep]] = True
+    def credit(self, part: str, keep: Tensor) -> None:
+        """Note that a part of the attack brought these images to their goal."""
+        self._sinks[-1].part(part).broke[self._rows[keep]] = True
 
     def leave_undecided(self, keep: Tensor) -> None:
         """Note that the attack stops at these images although they might still fall; the report says how many."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guard import Attack, Cascade, Cost, Goal, Rng, ThreatModel, Victim
+from guard import Attack, Cascade, ContractError, Cost, Goal, Rng, ThreatModel, Victim
 
 Make = Callable[..., Victim]
 THREAT = ThreatModel(norm="linf", epsilon=1)
@@ -88,3 +88,52 @@ def test_where_nothing_may_be_dropped_the_furthest_point_counts(make_victim: Mak
 def test_a_cascade_with_a_member_that_names_no_cost_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Put, "cost", Attack.cost)
     assert Ladder().cost(2) is None
+
+
+class Twice(Cascade):
+    """Two members of one name."""
+
+    name = "twice"
+
+    def members(self, threat: ThreatModel) -> Sequence[tuple[str, Attack]]:
+        return [("put", Put(height=0.3)), ("put", Put(height=0.6))]
+
+
+def test_what_shares_a_name_is_numbered(make_victim: Make, make_rng: Make) -> None:
+    images, goal = batch(0.2, 0.5, 0.95)
+    victim = make_victim(First(), images)
+    Twice(after=Put(height=0.1)).perturb(victim, images, goal, THREAT, make_rng(images))
+    assert {name: int(part.broke.sum()) for name, part in victim.counts.parts.items()} == {
+        "put": 0,
+        "put#2": 1,
+        "put#3": 1,
+    }
+    assert [int(part.tried.sum()) for part in victim.counts.parts.values()] == [3, 3, 2]
+
+
+def test_a_member_that_leaves_the_ball_and_an_empty_cascade_are_errors(make_victim: Make, make_rng: Make) -> None:
+    images, goal = batch(0.95)
+
+    class Empty(Twice):
+        def members(self, threat: ThreatModel) -> Sequence[tuple[str, Attack]]:
+            return []
+
+    with pytest.raises(ContractError, match="it has no members"):
+        Empty().perturb(make_victim(First(), images), images, goal, THREAT, make_rng(images))
+    with pytest.raises(ContractError, match="its member 'low' returned what are no images inside linf 0.1"):
+        tight = ThreatModel(norm="linf", epsilon=0.1)
+        Ladder().perturb(make_victim(First(), images), images, goal, tight, make_rng(images))
+
+
+def test_a_member_gets_no_more_access_than_it_declares(make_victim: Make, make_rng: Make) -> None:
+    images, goal = batch(0.95)
+
+    class Sly(Put):
+        access = "logits"
+
+    class Trusting(Twice):
+        def members(self, threat: ThreatModel) -> Sequence[tuple[str, Attack]]:
+            return [("sly", Sly())]
+
+    with pytest.raises(ContractError, match="access = 'logits' and asked the victim for gradients"):
+        Trusting().perturb(make_victim(First(), images), images, goal, THREAT, make_rng(images))

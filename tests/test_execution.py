@@ -86,12 +86,22 @@ def test_where_the_whole_cannot_be_traced_its_parts_are(batch: Tensor) -> None:
     torch.testing.assert_close(twin(batch), net(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_with_a_hook_is_left_alone(batch: Tensor) -> None:
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_a_layer_with_a_hook_is_left_alone(kind: str, batch: Tensor) -> None:
     net = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
-    net[0].register_forward_hook(lambda layer, given, output: output * 2)
+    if kind == "forward":
+        net[0].register_forward_hook(lambda layer, given, output: output * 2)  # type: ignore[operator, union-attr]
+    else:
+        net[1].register_full_backward_hook(lambda layer, given, output: (given[0] * 3,))  # type: ignore[operator, union-attr]
     twin = faster(net, batch)
     assert sum(isinstance(layer, nn.BatchNorm2d) for layer in twin.modules()) == 1
-    torch.testing.assert_close(twin(batch), net(batch), rtol=1e-4, atol=1e-5)
+    gradients = []
+    for model in (net, twin):
+        images = batch.clone().requires_grad_()
+        logits = model(images)
+        gradients.append(torch.autograd.grad(logits.square().sum(), images)[0])
+        torch.testing.assert_close(logits, net(batch), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
 
 
 def test_without_convolutions_or_in_float64_the_model_stays_as_it_is(batch: Tensor) -> None:

@@ -46,6 +46,8 @@ def main() -> NoReturn:
     """Run the command line: exit code 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, each with one line."""
     # before torch is imported: threads that spin for long while they wait make a busy machine many times slower
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # each size of a batch that shrinks has primitives of its own, which oneDNN would otherwise make again and again
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     _keep_memory()
     arguments = sys.argv[1:] or ["--help"]
     try:

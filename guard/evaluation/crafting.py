@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from guard.attack import Attack
+from guard.cascade import Cascade
 from guard.errors import ContractError, GuardError, InputError, NotApplicable, blamed
 from guard.evaluation.memory import halving
 from guard.evaluation.network import ATTACK, DEFENSE, Network, full_precision, opaque
@@ -26,6 +27,8 @@ class Part:
     forwards: Tensor
     backwards: Tensor
     broke: Tensor
+    tried: Tensor
+    """Images that it was let at, bool (N,)."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ class Crafted:
     def part(self, name: str) -> Part:
         """The part of that name; an idle one where there is none."""
         nothing = torch.zeros_like(self.forwards)
-        idle = Part(name, nothing, nothing, nothing.bool())
+        idle = Part(name, nothing, nothing, nothing.bool(), nothing.bool())
         return next((part for part in self.parts if part.name == name), idle)
 
 
 def _joined(name: str, parts: Sequence[Part]) -> Part:
-    values = [torch.cat([getattr(part, key) for part in parts]) for key in ("forwards", "backwards", "broke")]
+    values = [torch.cat([getattr(part, key) for part in parts]) for key in ("forwards", "backwards", "broke", "tried")]
     return Part(name, *values)
 
 
@@ -69,6 +72,9 @@ def applicable(attack: Attack, label: str, threat: ThreatModel, access: Access) 
     if threat.norm not in attack.norms:
         known = ", ".join(sorted(attack.norms))
         raise NotApplicable(f"attack '{label}' works in {known}, not in {threat.norm}. Use one of its norms")
+    if isinstance(attack, Cascade):
+        for name, member in attack.sequence(threat):
+            applicable(member, f"{label}: {name}", threat, access)
     if ACCESS.index(attack.access) > ACCESS.index(access):
         raise NotApplicable(
             f"attack '{label}' needs {attack.access}, and the model gives {access} only. "
@@ -118,7 +124,7 @@ def craft(
         broken = int(victim.counts.broken.sum())
         if broken:
             raise ContractError(f"{who} met gradients with NaN or infinity for {broken} of {len(batch)} images")
-        parts = (Part(name, it.forwards, it.backwards, it.broke) for name, it in victim.counts.parts.items())
+        parts = (Part(name, it.forwards, it.backwards, it.broke, it.tried) for name, it in victim.counts.parts.items())
         counts = victim.counts
         return Crafted(adversarial.detach(), counts.forwards, counts.backwards, tuple(parts), counts.undecided)
 

@@ -1,13 +1,19 @@
 """Keys: a hash of everything that decides a result, so that nothing is computed twice and nothing stale is reused."""
 
+import ast
 import hashlib
+import importlib.util
 import platform
 import sys
 import sysconfig
 import types
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache, cached_property
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,12 +49,14 @@ def data_key(data: Data) -> str:
 
 def component_key(component: Component) -> str:
     """A key of a component: its parameters, the files it reads, its class as it is loaded, and the source of the
-    modules that define it. Raises UnkeyableError."""
+    modules that define it and of those they import, at any remove. Raises UnkeyableError."""
     found = type(component)
-    homes = [base.__module__ for base in found.__mro__ if base.__module__.split(".")[0] not in _COVERED]
     inner = [component_key(item) for item in _inner(component)]
-    code = _Walk(state=False).digest(found)  # the source alone would miss that a module was loaded again
-    return key(component.model_dump_json(), component.fingerprint(), code, *map(_module_source, homes), *inner)
+    walk = _Walk(state=False)
+    code = walk.digest(found)  # the source alone would miss that a module was loaded again
+    homes = {base.__module__ for base in found.__mro__ if base.__module__.split(".")[0] not in _COVERED}
+    source = [_source(name).digest for name in _reached(homes | walk.met, found.__module__.split(".")[0])]
+    return key(component.model_dump_json(), component.fingerprint(), code, source, inner)
 
 
 def environment_key(device: torch.device, precision: str) -> str:
@@ -77,10 +85,73 @@ def _inner(component: Component) -> list[Component]:
     return found
 
 
-@cache
-def _module_source(name: str) -> str:
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest() if file else name
+class _Source(NamedTuple):
+    digest: str
+    imports: frozenset[str]
+    """Names that it imports, also where it does so late: of modules, and of what only looks like one."""
+
+
+_READ: dict[str, tuple[ModuleSpec | None, _Source]] = {}  # with the spec it was read for: a reload brings a new one
+
+
+def _source(name: str) -> _Source:
+    spec, file = _spec(name), _file(name)
+    if file is None:
+        return _Source(name, frozenset())
+    if name not in _READ or _READ[name][0] is not spec:
+        package = getattr(sys.modules.get(name), "__package__", None) or (spec.parent if spec else None) or ""
+        try:
+            content = Path(file).read_bytes()
+        except OSError as error:
+            raise UnkeyableError(f"the source of {name}: {error}") from error
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        _READ[name] = spec, _Source(digest, _imports(content, package))
+    return _READ[name][1]
+
+
+def _imports(content: bytes, package: str) -> frozenset[str]:
+    found: set[str] = set()
+    with warnings.catch_warnings(action="ignore"), suppress(SyntaxError, ValueError):  # a binary has none to show
+        for node in ast.walk(ast.parse(content)):
+            if isinstance(node, ast.Import):
+                parts = [alias.name.split(".") for alias in node.names]
+                found.update(".".join(part[: end + 1]) for part in parts for end in range(len(part)))
+            elif isinstance(node, ast.ImportFrom):
+                with suppress(ImportError):
+                    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                    found.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+    return frozenset(found)
+
+
+def _reached(names: Iterable[str], home: str) -> list[str]:
+    """These modules and all they import, but for what is installed outside the package `home`."""
+    found, todo = set(names), list(names)
+    while todo:
+        for name in _source(todo.pop()).imports - found:
+            top = name.split(".")[0]
+            own = top == home or not (_installed(top) or _installed(name))
+            if top not in _COVERED and own and _file(name) is not None:
+                found.add(name)
+                todo.append(name)
+    return sorted(found)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Found without importing anything, so that a key is the same before and after a late import."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__spec__", None)
+    parent = name.rpartition(".")[0]
+    if not parent:
+        return importlib.util.find_spec(name)
+    places = getattr(_spec(parent), "submodule_search_locations", None)
+    return PathFinder.find_spec(name, places) if places else None
+
+
+def _file(name: str) -> str | None:
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    spec = _spec(name)
+    return spec.origin if spec and spec.has_location else None
 
 
 @cache
@@ -90,14 +161,14 @@ def _installed(name: str) -> str | None:
         return None
     if name.split(".")[0] == "guard" or name in sys.builtin_module_names:
         return name
-    file = getattr(sys.modules.get(name), "__file__", None)
+    file = _file(name)
     if file is None:  # a folder, a module that was made up or is frozen
-        return name if getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", "") == "frozen" else None
+        return name if getattr(_spec(name), "origin", "") == "frozen" else None
     parts = Path(file).parts
     if not {"site-packages", "dist-packages"}.intersection(parts):
         return name if Path(file).is_relative_to(sysconfig.get_path("stdlib")) else None
     version = getattr(sys.modules.get(name.split(".")[0]), "__version__", None)
-    return f"{name} {version or _module_source(name)}"
+    return f"{name} {version or _source(name).digest}"
 
 
 _CODE = (types.FunctionType, property, classmethod, staticmethod)
@@ -107,11 +178,13 @@ _FIXED = (types.FunctionType, types.ModuleType, type, bool, int, float, str, byt
 class _Walk:
     """Digests objects recursively. A digest does not depend on which parts are shared, only on what they hold.
 
-    Without `state` the variables that functions refer to are left out, such as a cache that fills while they run.
+    Without `state` the variables that functions refer to are left out, such as a cache that fills while they run, save
+    where no file tells what they start as. `met` are the modules, none of them installed, of what was digested.
     """
 
     def __init__(self, state: bool = True) -> None:
         self._state = state
+        self.met: set[str] = set()
         self._done: dict[int, bytes] = {}
         self._open: dict[int, int] = {}  # id -> depth, of what is being digested: a cycle
         self._alive: list[object] = []  # so that no id is used twice
@@ -147,7 +220,10 @@ class _Walk:
         if isinstance(item, set | frozenset):
             return _hash(b"set", *sorted(map(self.digest, item)))
         if isinstance(item, types.ModuleType):
-            return _hash(b"module", (_installed(item.__name__) or _module_source(item.__name__)).encode())
+            installed = _installed(item.__name__)
+            if not installed:
+                self.met.add(item.__name__)
+            return _hash(b"module", (installed or _source(item.__name__).digest).encode())
         if isinstance(item, type):
             return self._class(item)
         if isinstance(item, types.FunctionType):
@@ -163,6 +239,7 @@ class _Walk:
         name = f"{item.__module__}.{item.__qualname__}".encode()
         if installed:
             return _hash(b"class", name, installed.encode())
+        self.met.add(item.__module__)
         members = {
             name: value
             for name, value in vars(item).items()
@@ -174,8 +251,11 @@ class _Walk:
         installed = _installed(item.__module__ or "")
         if installed and not item.__closure__:
             return _hash(b"function", item.__qualname__.encode(), installed.encode())
+        if item.__module__ and not installed:
+            self.met.add(item.__module__)
         found = {name: item.__globals__[name] for name in sorted(_names(item.__code__)) if name in item.__globals__}
-        used = {name: value for name, value in found.items() if self._state or isinstance(value, _FIXED)}
+        state = self._state or not (installed or _file(item.__globals__.get("__name__") or ""))
+        used = {name: value for name, value in found.items() if state or isinstance(value, _FIXED)}
         closure = [cell.cell_contents for cell in item.__closure__ or ()]
         parts = (item.__code__, closure, item.__defaults__, item.__kwdefaults__, used)
         return _hash(b"function", item.__qualname__.encode(), *map(self.digest, parts))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.attack import MinimalAttack
@@ -27,7 +28,7 @@ PICTURES = 8
 
 
 PART = "part of the attack: "
-"""Begins the name of the array int64 (N, 3) of a part: forwards, backwards, and whether it broke the image."""
+"""Begins the name of the array int64 (N, 4) of a part: forwards, backwards, whether it broke the image, was tried."""
 
 _EITHER = ("correct", "reached", "distance", "correct_8bit", "target", "prediction")
 
@@ -138,7 +139,7 @@ class Bench:
             "seconds": torch.tensor(time.perf_counter() - started + earlier),
         }
         arrays = {name: value.cpu().numpy() for name, value in values.items()}
-        return arrays if before is None else _taken_over(*before, arrays)
+        return arrays if before is None else _taken_over(*before, arrays, shard.labels.numpy())
 
     def _made(
         self, trial: Trial, shard: Data, goal: Goal, wanted: Tensor, who: str, advance: Callable[[int], None]
@@ -182,8 +183,8 @@ class Bench:
             points[some], forwards[some], backwards[some] = batch.adversarial, batch.forwards, batch.backwards
             undecided[some] = batch.undecided
             for part in batch.parts:
-                did = torch.stack([part.forwards, part.backwards, part.broke.long()], 1)
-                parts.setdefault(PART + part.name, labels.new_zeros(len(labels), 3))[some] = did
+                did = torch.stack([part.forwards, part.backwards, part.broke.long(), part.tried.long()], 1)
+                parts.setdefault(PART + part.name, labels.new_zeros(len(labels), 4))[some] = did
             advance(len(some))
         return Made(points, forwards, backwards, undecided, parts, time.perf_counter() - started)
 
@@ -208,14 +209,15 @@ class Bench:
         return images, shard.labels.to(self.device), shard.index.to(self.device)
 
 
-def _taken_over(name: str, before: Arrays, after: Arrays) -> Arrays:
+def _taken_over(name: str, before: Arrays, after: Arrays, labels: NDArray[np.int64]) -> Arrays:
     """The outcome of two attacks in a row, of which the second got the images that the first left."""
+    tried = before["target"] != labels
     done, size = before["reached"], len(after["adversarial"])
     arrays = {name: np.where(done, before[name], after[name]) for name in _EITHER}
     arrays["adversarial"] = np.where(done[:size, None, None, None], before["adversarial"][:size], after["adversarial"])
     arrays |= {name: before[name] + after[name] for name in ("forwards", "backwards", "seconds")}
     arrays["undecided"] = after["undecided"]
-    first = np.stack([before["forwards"], before["backwards"], done], 1).astype(np.int64)
+    first = np.stack([before["forwards"], before["backwards"], done & tried, tried], 1).astype(np.int64)
     return arrays | {PART + name: first} | {name: array for name, array in after.items() if name.startswith(PART)}
 
 

@@ -52,11 +52,13 @@ class Trial:
     drop: bool
     """Whether the attack may stop at an image that reached its goal."""
     environment: str
+    max_queries: int | None = None
 
     @cached_property
     def after(self) -> "Trial | None":
         """The same trial of the attack whose survivors this one takes over."""
-        first = self.attack.after if isinstance(self.attack, Cascade) and self.drop else None
+        shared = isinstance(self.attack, Cascade) and self.drop and self.max_queries is None  # a budget is for both
+        first = self.attack.after if isinstance(self.attack, Cascade) and shared else None
         return None if first is None else replace(self, attack=first)
 
     @cached_property
@@ -152,7 +154,9 @@ def unique(labels: Sequence[str]) -> list[str]:
     return [f"{label}#{repeat + 1}" if repeat else label for label, repeat in zip(labels, repeats, strict=True)]
 
 
-def trials(cell: PlannedCell, victim: Defended, source: Network | None, environment: str) -> tuple[Trial, ...]:
+def trials(
+    cell: PlannedCell, victim: Defended, source: Network | None, environment: str, max_queries: int | None = None
+) -> tuple[Trial, ...]:
     """The ways in which the attacker of a cell tries. Raises NotApplicable.
 
     An adaptive attacker goes through the defense (gradient, or bpda where a stage is not differentiable), through its
@@ -172,6 +176,7 @@ def trials(cell: PlannedCell, victim: Defended, source: Network | None, environm
             cell.seed,
             drop=name in ("gradient", "bpda", "queries", "relax") and not victim.network.randomized,
             environment=environment,
+            max_queries=max_queries,
         )
         for name, on in crafted_on
     )

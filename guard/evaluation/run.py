@@ -101,7 +101,7 @@ def plan(config: EvaluationConfig, workshop: Workshop, environment: str) -> list
         try:
             victim = defended(cell.model, cell.defense, _name(cell))
             source = None if cell.source is None else defended(cell.source, Stack(), label_of(cell.source)).network
-            return Planned(cell, victim.network, trials(cell, victim, source, environment))
+            return Planned(cell, victim.network, trials(cell, victim, source, environment, config.max_queries))
         except NotApplicable as error:
             return Planned(cell, refused=("NOT_APPLICABLE", str(error)))
         except ContractError as error:

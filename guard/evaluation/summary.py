@@ -131,8 +131,7 @@ def parts(outcome: Arrays, clean: Flags) -> tuple[PartRow, ...]:
 
 
 def _part(name: str, rows: NDArray[np.int64]) -> PartRow:
-    tried = int(rows.any(1).sum())
-    forwards, backwards, broke = rows.sum(0).tolist()
+    forwards, backwards, broke, tried = rows.sum(0).tolist()
     return PartRow(
         name=name,
         images=tried,

@@ -78,3 +78,21 @@ def test_outside_an_evaluation_it_goes_first_itself(linear: nn.Module, images: T
     assert {reach for reach, _ in Push.calls} == {0.3, 1.0}
     with torch.no_grad():
         assert torch.equal(linear(both).argmax(1), linear(alone).argmax(1))
+
+
+def test_under_a_budget_both_attacks_share_it(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attacks = [{"name": "autoattack", "after": {"name": "square", "queries": 20}}]
+    threat = THREAT | {"epsilon": 1e-4}
+    cell = evaluate(linear, (images[:40], labels[:40]), attacks=attacks, threat=threat, max_queries=30).cells[0]
+    assert cell.status == "VALID", cell.reason
+    assert cell.clean_accuracy is not None
+    assert cell.forwards_per_image == 30 * cell.clean_accuracy
+
+
+def test_a_member_that_cannot_attack_in_the_norm_makes_the_cascade_not_applicable(
+    linear: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    attacks = ["pgd", {"name": "autoattack", "after": "square"}]
+    cells = evaluate(linear, (images[:20], labels[:20]), attacks=attacks, threat={"norm": "l1", "epsilon": 0.5}).cells
+    assert cells[1].status == "NOT_APPLICABLE"
+    assert cells[1].reason == "attack 'autoattack: square' works in l2, linf, not in l1. Use one of its norms"

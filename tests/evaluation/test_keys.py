@@ -3,6 +3,8 @@
 import copy
 import functools
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,102 @@ def test_a_class_of_a_notebook_is_keyed_by_its_code() -> None:
 
     assert made(1) == made(1)
     assert made(1) != made(2)
+
+
+TREE = {
+    "mine.py": "from guard import Attack\nfrom {package}.near import TABLE, WIDTHS\nclass Mine(Attack):\n"
+    "    name = 'mine'\n    def perturb(self, v, x, g, t, r):\n        from {package} import late\n"
+    "        return TABLE['a'].move(x) + WIDTHS[0] + late.SHIFT\n",
+    "near.py": "from . import far\nWIDTHS = (1, 2)\nclass A:\n    def move(x):\n        return x + far.FACTORS['a']\n"
+    "TABLE = {{'a': A}}\n",
+    "far.py": "FACTORS = {{'a': 1}}\n",
+    "late.py": "SHIFT = 1\n",
+    "unused.py": "NOTHING = 1\n",
+}
+PROGRAM = """
+import sys
+from pathlib import Path
+from guard.evaluation.keys import component_key
+from guard.registry import load_file
+sys.path.insert(0, sys.argv[1])
+print(component_key(load_file(Path(sys.argv[1]) / "tree" / "mine.py").Mine()))
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A plugin of several files."""
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    for name, text in TREE.items():
+        (folder / name).write_text(text.format(package="tree"))
+    return tmp_path
+
+
+def key_elsewhere(tree: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tree)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_component_key_follows_what_its_module_imports(tree: Path) -> None:
+    """Also through tables and constants, and what is imported only when the attack runs."""
+    keys = [key_elsewhere(tree)]
+    assert key_elsewhere(tree) == keys[0]
+    edits = {"near.py": ("(1, 2)", "(3, 2)"), "far.py": ("'a': 1", "'a': 2"), "late.py": ("= 1", "= 2")}
+    for name, edit in edits.items():
+        file = tree / "tree" / name
+        file.write_text(file.read_text().replace(*edit))
+        keys.append(key_elsewhere(tree))
+    assert len(set(keys)) == 4
+    (tree / "tree" / "unused.py").write_text("NOTHING = 2\n")
+    assert key_elsewhere(tree) == keys[-1]
+
+
+def test_a_component_key_follows_a_reload_and_not_a_late_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = "reloaded_tree"
+    (tmp_path / package).mkdir()
+    for name, text in TREE.items():
+        (tmp_path / package / name).write_text(text.format(package=package))
+    mine = importlib.import_module(f"{package}.mine").Mine()
+    before = component_key(mine)
+    importlib.import_module(f"{package}.late")
+    assert component_key(mine) == before
+    near = tmp_path / package / "near.py"
+    near.write_text(near.read_text().replace("x + far", "x - far"))
+    assert component_key(mine) == before, "what runs is not yet what the file says"
+    importlib.reload(sys.modules[f"{package}.near"])
+    assert component_key(mine) != before
+
+
+@pytest.mark.parametrize("name", ["square", "autoattack"])
+@pytest.mark.parametrize("module", ["square", "squares"])
+def test_a_shipped_key_follows_the_modules_behind_it(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack = Registry.load().create("attack", name)
+    before, read = component_key(attack), Path.read_bytes
+    assert component_key(attack) == before
+    file = Path(sys.modules[f"guard_plugins.attacks.{module}"].__file__ or "")
+    monkeypatch.setattr("guard.evaluation.keys._READ", {})
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path == file else b""))
+    assert component_key(attack) != before
+
+
+@pytest.mark.parametrize("value", ["(1, 3)", "{'a': 3}", "[1, 3]"])
+def test_variables_of_a_notebook_count(value: str) -> None:
+    text = (
+        "from guard import Attack\nTABLE = {}\nclass Mine(Attack):\n    name = 'mine'\n"
+        "    def perturb(self, v, x, g, t, r):\n        return x + len(TABLE)\n"
+    )
+
+    def made(value: str) -> str:
+        space: dict[str, Any] = {"__name__": "no_such_file"}
+        exec(text.format(value), space)
+        return component_key(space["Mine"]())
+
+    assert made(value) == made(value)
+    assert made(value) != made("(1, 2)")
 
 
 def test_a_package_without_init_is_no_installed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,13 +190,16 @@ def _tighten(task: _Task, rows: Tensor, found: _Found) -> None:
     """Draw the points found in `rows` to their images as far as the margin between both, taken as linear, allows."""
     images, points = task.images, found.points[rows]
     near, far = torch.zeros_like(found.distance[rows]), torch.ones_like(found.distance[rows])
-    above, below = task.goal.margin(task.victim.logits(images)), task.goal.margin(task.victim.logits(points))
+    above, logits = task.goal.margin(task.victim.logits(images)), task.victim.logits(points)
+    below = task.goal.margin(logits)
     for _ in range(_LAST):
-        cut = (above / (above - below).clamp(min=torch.finfo(above.dtype).tiny)).clamp(0, 1)
+        beyond = 100 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)  # batches of other sizes must agree
+        cut = ((above + 2 * beyond) / (above - below).clamp(min=torch.finfo(above.dtype).tiny)).clamp(0, 1)
         share = torch.lerp(near, far, cut)
         trial = torch.lerp(images, points, share.view(-1, 1, 1, 1))
         logits = task.victim.logits(trial)
-        reached, margin = task.victim.reached(trial, task.goal, logits), task.goal.margin(logits)
+        margin = task.goal.margin(logits)
+        reached = task.victim.reached(trial, task.goal, logits) & (margin <= -beyond)
         near, above = torch.where(reached, near, share), torch.where(reached, above, margin)
         far, below = torch.where(reached, share, far), torch.where(reached, margin, below)
     points = torch.lerp(images, points, far.view(-1, 1, 1, 1))

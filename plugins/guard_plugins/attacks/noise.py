@@ -25,11 +25,15 @@ class Noise(Attack):
             return result
         left = torch.arange(len(images), device=images.device)
         for draw in range(self.draws):
-            if draw:
-                result[left] = threat.random_start(images[left], rng[left])
-            left = left[~goal[left].reached(victim[left].logits(result[left]))]
+            remaining = victim.remaining
+            if remaining is not None:
+                left = left[remaining[left] > 0]
             if not len(left):
                 break
+            if draw:
+                result[left] = threat.random_start(images[left], rng[left])
+            logits = victim[left].logits(result[left])
+            left = left[~victim[left].reached(result[left], goal[left], logits)]
         return result
 
     def cost(self, num_classes: int) -> Cost:

@@ -352,6 +352,12 @@ def test_noise_keeps_the_first_draw_that_works_and_counts_what_it_asked(
     assert len(set(victim.counts.forwards.tolist())) > 2, "some must find one early, some late"
 
 
+def test_noise_stops_where_its_budget_ends(make_victim: Make, curved: nn.Module, images: Tensor, goal: Goal) -> None:
+    victim = make_victim(curved, images, access="logits", max_queries=4)
+    perturb(REGISTRY.create("attack", "noise"), victim, images, goal, ThreatModel(norm="linf", epsilon=0.01))
+    assert victim.counts.forwards.max() == 4
+
+
 def test_saved_finds_each_image_by_its_index(
     tmp_path: Path, make_victim: Make, curved: nn.Module, images: Tensor, goal: Goal
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from guard_plugins.attacks import fast_autoattack
 from guard_plugins.attacks.autoattack import AutoAttack
 from guard_plugins.attacks.fast_autoattack import FastAutoAttack
+from guard_plugins.attacks.fast_pgd import FastPGD
 from torch import Tensor, nn
 
 import guard
@@ -71,14 +72,18 @@ def test_plus_and_l1_have_their_members() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_are_enough(
-    make_victim: Make, linear: Callable[..., nn.Module], small: Tensor, classes: int, monkeypatch: pytest.MonkeyPatch
+    make_victim: Make, linear: Callable[..., nn.Module], small: Tensor, classes: int
 ) -> None:
     model = confident(linear, classes)
     for attack in (AutoAttack(), AutoAttack(version="plus"), FastAutoAttack(runs=1, queries=5)):
-        victim = make_victim(model, small, max_queries=400)
-        points = perturb(attack, victim, small)
-        assert LINF.contains(points, small).all()
-        assert (victim.counts.forwards == 400).all() or isinstance(attack, FastAutoAttack)
+        for budget in (1, 12, 30, 400):
+            victim = make_victim(model, small, max_queries=budget)
+            points = perturb(attack, victim, small)
+            assert LINF.contains(points, small).all()
+            assert (victim.counts.forwards <= budget).all()
+            assert (victim.counts.forwards == budget).all() or (budget == 400 and isinstance(attack, FastAutoAttack))
+            if isinstance(attack, FastAutoAttack):
+                assert victim.counts.undecided.all() == (budget < 400)
 
 
 def test_fast_autoattack_leaves_alone_what_cannot_fall_and_goes_on_where_it_might(
@@ -146,3 +151,17 @@ def test_the_report_says_that_it_is_an_estimate_and_how_many_images_it_left(
     assert 0 < fast.undecided <= round(40 * (fast.robust_accuracy or 0))
     text = f"fast-autoattack is an estimate. It left undecided {fast.undecided} of 40 images on none."
     assert text in (tmp_path / "run" / "report.md").read_text()  # type: ignore[operator]
+
+
+def test_what_the_last_query_led_to_is_returned(make_victim: Make, curved: nn.Module, images: Tensor) -> None:
+    """Under a budget that ends in its first part, fast-autoattack is worth what that part is."""
+    labels, budget = curved(images).argmax(1), 3
+    goal, threat = Goal(labels), ThreatModel(norm="linf", epsilon=0.3)
+    fell = []
+    for attack in (FastPGD(), FastAutoAttack()):
+        victim = make_victim(curved, images, max_queries=budget)
+        rng = Rng(0, torch.arange(8), (3, 4, 4))
+        rng = rng.fold(0) if isinstance(attack, FastPGD) else rng
+        fell.append(goal.reached(curved(attack.perturb(victim, images, goal, threat, rng))))
+    assert torch.equal(fell[0], fell[1])
+    assert fell[0].any()

@@ -343,3 +343,21 @@ def test_it_is_as_near_as_torchattacks(curved: nn.Module, images: Tensor, norm: 
         theirs = length(norm, peer(images, labels) - images)
     ours = length(norm, nearest(FAB(steps=50), model, images, Goal(labels), norm) - images)
     assert (ours <= theirs * 1.01).all()
+
+
+def test_a_nearest_point_still_counts_in_a_batch_of_another_size(make_victim: Make) -> None:
+    """The last search ends beside the boundary; a forward of one image rounds differently from that of many."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 5)).requires_grad_(
+        False
+    )
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    images = torch.rand(64, 3, 8, 8, generator=generator)
+    goal = Goal(net(images).argmax(1))
+    rng = Rng(0, torch.arange(64), (3, 8, 8))
+    points = FAB(steps=15).nearest(make_victim(net, images), images, goal, "l2", rng)
+    found = goal.reached(net(points))
+    alone = torch.cat([goal[i].reached(net(points[i])) for i in torch.arange(64).split(1)])
+    assert found.sum() > 32
+    assert torch.equal(found, alone)
