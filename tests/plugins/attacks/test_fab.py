@@ -348,9 +348,8 @@ def test_it_is_as_near_as_torchattacks(curved: nn.Module, images: Tensor, norm: 
 def test_a_nearest_point_still_counts_in_a_batch_of_another_size(make_victim: Make) -> None:
     """The last search ends beside the boundary; a forward of one image rounds differently from that of many."""
     generator = torch.Generator().manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 5)).requires_grad_(
-        False
-    )
+    conv, linear = nn.utils.skip_init(nn.Conv2d, 3, 16, 3, padding=1), nn.utils.skip_init(nn.Linear, 1024, 5)
+    net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), linear).requires_grad_(False)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     images = torch.rand(64, 3, 8, 8, generator=generator)
