@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-LARGEST = 2**24
-"""Bytes: a layer's output beyond this no longer stays with the process on a CPU, and page faults take over."""
+LARGEST = 2**22
+"""Bytes: a layer's output beyond this does not stay in a CPU's cache, and much beyond not even with the process."""
 
 
 def faster(model: nn.Module, images: Tensor) -> nn.Module:

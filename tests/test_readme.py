@@ -40,7 +40,7 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def test_the_two_commands() -> None:
-    first, second, _ = blocks("sh")
+    first, second, *_ = blocks("sh")
     assert first == "pip install -e . && guard evaluate configs/quickstart.yaml\n"
     assert second == 'pip install -e ".[test]" && pytest\n'
     assert (ROOT / "configs/quickstart.yaml").exists()
@@ -95,6 +95,24 @@ def test_the_defense(workplace: Path, quickstart_cache: Path) -> None:
     assert done.returncode == 0, done.stderr
     cells = json.loads((workplace / "runs/darker/results.json").read_text())["cells"]
     assert [cell["status"] for cell in cells] == ["VALID", "VALID"]
+
+
+def test_the_attacks_of_audit_strength(workplace: Path, quickstart_cache: Path) -> None:
+    command = blocks("sh")[3].strip()
+    done = guard(f"{command} --limit 40", workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[3])) + 1][1].splitlines()
+    ours = done.stdout.strip().splitlines()
+    assert ours[2].split() == shown[2].split()
+    assert [line.split()[0] for line in ours[4:6]] == [line.split()[0] for line in shown[4:6]]
+    assert ours[6].startswith("fast is an estimate. It left undecided ")
+    cells = json.loads((workplace / "runs/digits-autoattack/results.json").read_text())["cells"]
+    for start in (0, 4):
+        pgd, fast, auto, fab = cells[start : start + 4]
+        assert {cell["status"] for cell in (pgd, fast, auto, fab)} == {"VALID"}
+        assert auto["robust_accuracy"] <= fast["robust_accuracy"] <= pgd["robust_accuracy"]
+        assert auto["parts"][0]["name"] == "fast-autoattack"
+        assert fab["curve"]
 
 
 @pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))

@@ -29,6 +29,8 @@ PICTURES = 8
 
 PART = "part of the attack: "
 """Begins the name of the array int64 (N, 4) of a part: forwards, backwards, whether it broke the image, was tried."""
+WIDTH = 4
+"""Of such an array."""
 
 _EITHER = ("correct", "reached", "distance", "correct_8bit", "target", "prediction")
 
@@ -184,7 +186,7 @@ class Bench:
             undecided[some] = batch.undecided
             for part in batch.parts:
                 did = torch.stack([part.forwards, part.backwards, part.broke.long(), part.tried.long()], 1)
-                parts.setdefault(PART + part.name, labels.new_zeros(len(labels), 4))[some] = did
+                parts.setdefault(PART + part.name, labels.new_zeros(len(labels), WIDTH))[some] = did
             advance(len(some))
         return Made(points, forwards, backwards, undecided, parts, time.perf_counter() - started)
 

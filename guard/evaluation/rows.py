@@ -128,13 +128,14 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
         status, reason = "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
     outcome, labels = best(outcomes), data.labels.numpy()
     epsilons = [threat.epsilon for threat in config.threat if threat.norm == cell.threat.norm]
+    undecided = int((outcome["undecided"] & clean).sum())
     row = Cell(
         **shared | figures(outcome, clean, labels, on_grid) | minimal(outcome, clean, labels, epsilons),
         status=status,
         reason=reason,
         candidates=tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True)),
         parts=parts(outcomes[0], clean),
-        undecided=int((outcome["undecided"] & clean).sum()) if cell.attack.estimate else None,
+        undecided=undecided if cell.attack.estimate or undecided else None,
     )
     return Scored(row, outcome, clean)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.evaluation.outcome import PART
+from guard.evaluation.outcome import PART, WIDTH
 from guard.evaluation.result import Candidate, Cell, PartRow, Status, WorstCase
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays
@@ -37,7 +37,7 @@ def joined(shards: Sequence[Arrays]) -> Arrays:
 
 
 def _idle(shard: Arrays) -> NDArray[np.int64]:
-    return np.zeros((len(shard["correct"]), 3), np.int64)
+    return np.zeros((len(shard["correct"]), WIDTH), np.int64)
 
 
 def best(outcomes: Sequence[Arrays]) -> Arrays:

@@ -103,6 +103,7 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
     left = [line for line in lines if applies and line not in applies]
     lines = applies or lines
     notes = (
+        *_limits(report),
         *_estimates(lines),
         *_distances(lines, setting),
         *_reasons(lines),
@@ -114,6 +115,12 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
 
 def _place(row: Row) -> tuple[str, str, str, float, str]:
     return (row.dataset, row.model, row.norm, row.epsilon, row.knowledge)
+
+
+def _limits(report: Results) -> list[str]:
+    """What every attack was held to beside the threat."""
+    queries = report.config.get("max_queries")
+    return [] if queries is None else [f"No attack could ask about an image more than {queries:,} times (max_queries)."]
 
 
 def _estimates(lines: Sequence[Line]) -> list[str]:

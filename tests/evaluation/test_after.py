@@ -1,6 +1,7 @@
 """A cascade takes over from another attack: nothing is done twice, and what comes out is what both would find."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -55,7 +56,9 @@ def test_what_an_attack_broke_is_taken_from_it_and_the_rest_attacked(
     assert [part.broke for part in both.parts] == [right - left, left - round(whole.robust_accuracy * 300)]  # type: ignore[operator]
 
 
-def test_kept_images_are_of_whichever_broke_them(linear: nn.Module, images: Tensor, labels: Tensor, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_kept_images_are_of_whichever_broke_them(
+    linear: nn.Module, images: Tensor, labels: Tensor, tmp_path: Path
+) -> None:
     import numpy as np
 
     data, attacks = (images, labels), [Push(reach=0.3), Harder(after=Push(reach=0.3))]
@@ -80,10 +83,15 @@ def test_outside_an_evaluation_it_goes_first_itself(linear: nn.Module, images: T
         assert torch.equal(linear(both).argmax(1), linear(alone).argmax(1))
 
 
-def test_under_a_budget_both_attacks_share_it(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+def test_under_a_budget_both_attacks_share_it(
+    linear: nn.Module, images: Tensor, labels: Tensor, tmp_path: Path
+) -> None:
     attacks = [{"name": "autoattack", "after": {"name": "square", "queries": 20}}]
     threat = THREAT | {"epsilon": 1e-4}
-    cell = evaluate(linear, (images[:40], labels[:40]), attacks=attacks, threat=threat, max_queries=30).cells[0]
+    data, out = (images[:40], labels[:40]), tmp_path / "run"
+    cell = evaluate(linear, data, attacks=attacks, threat=threat, max_queries=30, out=out).cells[0]
+    text = "No attack could ask about an image more than 30 times (max_queries)."
+    assert text in (out / "report.md").read_text()
     assert cell.status == "VALID", cell.reason
     assert cell.clean_accuracy is not None
     assert cell.forwards_per_image == 30 * cell.clean_accuracy

@@ -26,6 +26,7 @@ def outcome(correct: list[int], reached: list[int] | None = None, **changes: Any
         "backwards": np.full(4, 1),
         "target": np.full(4, -1),
         "prediction": np.where(right, 0, 1),
+        "undecided": right,
         "adversarial": np.zeros((4, 1, 1, 1), np.float32),
         "seconds": np.array(1.5),
     }
@@ -59,6 +60,7 @@ def test_the_best_trial_of_each_image() -> None:
     assert merged["correct_8bit"].tolist() == [True, False, True, False]
     assert merged["distance"].tolist() == [1, 1, 2, 1]
     assert merged["adversarial"].flatten().tolist() == [1, 1, 2, 1]
+    assert merged["undecided"].tolist() == [True, False, False, True]  # by neither, and not broken
     assert merged["forwards"].tolist() == [4] * 4
     assert merged["backwards"].tolist() == [2] * 4
     assert float(merged["seconds"]) == 3
@@ -167,8 +169,8 @@ def test_the_nearest_of_several_trials() -> None:
 
 
 def test_members_of_a_cascade_are_those_of_all_shards() -> None:
-    first = [[2, 1, 1], [2, 1, 0], [2, 1, 0], [9, 9, 1]]
-    second = [[0, 0, 0], [7, 0, 1], [8, 0, 0], [9, 9, 1]]
+    first = [[2, 1, 1, 1], [2, 1, 0, 1], [2, 1, 0, 1], [9, 9, 1, 1]]
+    second = [[0, 0, 0, 0], [7, 0, 1, 1], [8, 0, 0, 1], [9, 9, 1, 1]]
     idle = outcome([1, 1, 1, 0], [0] * 4)
     some = outcome([0, 0, 1, 0], **{PART + "a": first})
     more = outcome([0, 0, 1, 0], **{PART + "a": first, PART + "b": second})
