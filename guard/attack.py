@@ -156,9 +156,13 @@ class MinimalAttack(Attack):
 
     def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """The nearest point where it lies in the ball, elsewhere its projection."""
-        points = self.nearest(victim, images, goal, threat.norm, rng)
-        inside = threat.contains(points, images).view(-1, 1, 1, 1)
-        return torch.where(inside, points, threat.project(points, images))
+        return within(threat, self.nearest(victim, images, goal, threat.norm, rng), images)
+
+
+def within(threat: ThreatModel, points: Tensor, images: Tensor) -> Tensor:
+    """Each point itself where it lies in the ball, elsewhere its projection."""
+    inside = threat.contains(points, images).view(-1, 1, 1, 1)
+    return torch.where(inside, points, threat.project(points, images))
 
 
 Run = Callable[[int, Tensor], tuple[Tensor, Tensor]]

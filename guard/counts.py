@@ -27,7 +27,9 @@ class Counts:
 
     def part(self, name: str) -> "Counts":
         """The counts of one part of an attack; asked for again, they go on."""
-        return self.parts.setdefault(name, Counts(len(self.forwards), self.forwards.device))
+        if name not in self.parts:
+            self.parts[name] = Counts(len(self.forwards), self.forwards.device)
+        return self.parts[name]
 
     def add_forward(self, rows: Tensor) -> None:
         """Count a forward of the images in `rows`, which may repeat."""

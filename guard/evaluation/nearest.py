@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from guard.attack import Attack, MinimalAttack
@@ -36,9 +35,3 @@ class Nearest(Attack):
 def unbounded(norm: Norm) -> ThreatModel:
     """A ball of that norm that holds every image."""
     return ThreatModel(norm=norm, epsilon=1 if norm == "linf" else math.inf)
-
-
-def within(threat: ThreatModel, points: Tensor, images: Tensor) -> Tensor:
-    """Each point itself where it lies in the ball, elsewhere its projection, as `MinimalAttack.perturb` has it."""
-    inside = threat.contains(points, images).view(-1, 1, 1, 1)
-    return torch.where(inside, points, threat.project(points, images))

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guard.attack import MinimalAttack
+from guard.attack import MinimalAttack, within
 from guard.config import GoalSetting, Targets
 from guard.errors import ContractError, InputError
 from guard.evaluation.crafting import craft
 from guard.evaluation.keys import data_key
-from guard.evaluation.nearest import Nearest, within
+from guard.evaluation.nearest import Nearest
 from guard.evaluation.network import SCORING, TARGETS, Network
 from guard.evaluation.plan import Trial
 from guard.evaluation.store import Arrays, Store

@@ -1,11 +1,14 @@
 """The floor: a loop that does nothing but forward, backward to the images, sign step and projection."""
 
+import argparse
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.benchmarks.measure import Run, attacked, batched
-from tests.benchmarks.victims import Victim
+from tests.benchmarks.measure import Run, attacked, batched, heading
+from tests.benchmarks.victims import CHOICES, Victim, victim
 
 
 def bare(epsilon: float, steps: int, step_size: float) -> Run:
@@ -45,3 +48,16 @@ def chosen(victim: Victim) -> float:
             return epsilon
         low, high = (middle, high) if robust > 0.65 else (low, middle)
     raise ValueError(f"{victim.name}: no epsilon in thousandths leaves 55 to 65 %. Take more images")
+
+
+def selected(description: str | None, images: int) -> Iterator[tuple[Victim, float]]:
+    """The victims that the command line names, all where it names none, each with its epsilon; prints the heading."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("victims", nargs="*", default=tuple(CHOICES), metavar="VICTIM", help=", ".join(CHOICES))
+    parser.add_argument("--images", type=int, default=images, help="of each victim; a quarter for resnet18-cifar")
+    arguments = parser.parse_args()
+    print(heading())
+    for name in arguments.victims:
+        found = victim(name, arguments.images if name != "resnet18-cifar" else arguments.images // 4)
+        if found is not None:
+            yield found, chosen(found)

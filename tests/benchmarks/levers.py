@@ -6,7 +6,6 @@ Ratios are of CPU seconds to the bare loop at guard's batch size; a lever counts
 higher than the loop's.
 """
 
-import argparse
 import copy
 from collections.abc import Callable
 
@@ -16,10 +15,10 @@ from guard_plugins.attacks.pgd import PGD
 from torch import Tensor, nn
 
 from guard.execution import faster
-from tests.benchmarks.bare import bare, chosen, step_size
-from tests.benchmarks.measure import Counted, Outcome, Run, batched, heading, side_by_side, table
+from tests.benchmarks.bare import bare, selected, step_size
+from tests.benchmarks.measure import Counted, Outcome, Run, batched, side_by_side, table
 from tests.benchmarks.pgd import guard
-from tests.benchmarks.victims import CHOICES, Victim, victim
+from tests.benchmarks.victims import Victim
 
 Execution = Callable[[nn.Module, Tensor], nn.Module]
 """execution(model, images) -> the same function of images, executed otherwise."""
@@ -91,18 +90,9 @@ def line(outcome: Outcome, floor: Outcome) -> list[str]:
 
 def main() -> None:
     """Print a table for each victim."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("victims", nargs="*", default=tuple(CHOICES), metavar="VICTIM", help=", ".join(CHOICES))
-    parser.add_argument("--images", type=int, default=128, help="of each victim; a quarter for resnet18-cifar")
-    arguments = parser.parse_args()
-    print(heading())
-    for name in arguments.victims:
-        found = victim(name, arguments.images if name != "resnet18-cifar" else arguments.images // 4)
-        if found is None:
-            continue
-        epsilon = chosen(found)
+    for found, epsilon in selected(__doc__, 128):
         outcomes = side_by_side(levers(found, epsilon), found, epsilon)
-        print(f"\n{name}, linf {epsilon:.4g}, {found.steps} steps, {len(found.images)} images, median of 3\n")
+        print(f"\n{found.name}, linf {epsilon:.4g}, {found.steps} steps, {len(found.images)} images, median of 3\n")
         rows = [line(outcome, outcomes[0]) for outcome in outcomes]
         print(table(["", "CPU ms/image", "to bare", "robust %"], rows), flush=True)
 

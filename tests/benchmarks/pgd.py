@@ -6,7 +6,6 @@ Ratios are of CPU seconds: to the bare loop, and to the fastest other library; "
 that library leaves, by more than two standard errors.
 """
 
-import argparse
 import math
 
 from guard_plugins.attacks.fast_pgd import FastPGD
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from guard import Attack, Goal, ThreatModel
 from guard.evaluation.crafting import craft
 from guard.evaluation.network import Network
-from tests.benchmarks.bare import bare, chosen, step_size
-from tests.benchmarks.measure import Counted, Outcome, Run, batched, heading, side_by_side, table
+from tests.benchmarks.bare import bare, selected, step_size
+from tests.benchmarks.measure import Counted, Outcome, Run, batched, side_by_side, table
 from tests.benchmarks.peers import LIBRARIES, peers
-from tests.benchmarks.victims import CHOICES, Victim, victim
+from tests.benchmarks.victims import Victim
 
 
 def guard(attack: Attack, epsilon: float, *, drop: bool = True, bf16: bool = False) -> Run:
@@ -79,21 +78,12 @@ def line(outcome: Outcome, outcomes: list[Outcome]) -> list[str]:
 
 def main() -> None:
     """Print a table for each victim."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("victims", nargs="*", default=tuple(CHOICES), metavar="VICTIM", help=", ".join(CHOICES))
-    parser.add_argument("--images", type=int, default=200, help="of each victim; a quarter for resnet18-cifar")
-    arguments = parser.parse_args()
-    print(heading())
-    for name in arguments.victims:
-        found = victim(name, arguments.images if name != "resnet18-cifar" else arguments.images // 4)
-        if found is None:
-            continue
-        epsilon = chosen(found)
+    for found, epsilon in selected(__doc__, 200):
         outcomes = side_by_side(contenders(found, epsilon), found, epsilon)
         columns = ["", "CPU ms/image", "gradients", "forwards", "robust %", "to bare", "to fastest library"]
         steps = f"{found.steps} steps (fast-pgd {FastPGD().steps})"
         count = f"{len(found.images)} images that it classifies correctly, {found.batch_size} at once"
-        print(f"\n{name}, linf {epsilon:.4g}, {steps}, {count}, median of 3\n")
+        print(f"\n{found.name}, linf {epsilon:.4g}, {steps}, {count}, median of 3\n")
         print(table(columns, [line(outcome, outcomes) for outcome in outcomes]), flush=True)
 
 

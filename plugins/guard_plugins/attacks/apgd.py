@@ -24,7 +24,7 @@ from guard import (
     hookimpl,
 )
 from guard_plugins.attacks.apgd_l1 import first_sparse, judge_sparsity, sparse_step
-from guard_plugins.attacks.multi_targeted import cost_towards_each, perturb_towards_each
+from guard_plugins.attacks.towards_each import cost_towards_each, perturb_towards_each
 
 
 class APGD(IterativeAttack):

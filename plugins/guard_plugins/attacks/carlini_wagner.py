@@ -1,4 +1,4 @@
-"""Carlini and Wagner's l2 attack, and the search over a constant that it shares with L-BFGS."""
+"""Carlini and Wagner's l2 attack."""
 
 import math
 from collections.abc import Iterable
@@ -8,45 +8,10 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from guard import LOSSES, Amount, Attack, Cost, Goal, MinimalAttack, Norm, Rng, ThreatModel, Victim, hookimpl
+from guard import LOSSES, Amount, Attack, Cost, Goal, Victim, hookimpl
+from guard_plugins.attacks.constant_search import Bracket, Closest, ConstantSearch
 
 _BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8  # Adam's
-
-
-class Bracket:
-    """The search for each image's smallest constant that brings it to its goal: tenfold until one does, then halving
-    what lies between the largest that failed and the smallest that did."""
-
-    def __init__(self, images: Tensor, constant: float) -> None:
-        self.constant = images.new_full((len(images),), constant)
-        self._low, self._high = torch.zeros_like(self.constant), torch.full_like(self.constant, math.inf)
-
-    def judge(self, reached: Tensor) -> None:
-        """Choose the next constants from which of the present ones worked, bool (N,)."""
-        self._high = torch.where(reached, self.constant, self._high)
-        self._low = torch.where(reached, self._low, self.constant)
-        middle = (self._low + self._high) / 2
-        self.constant = torch.where(self._high.isinf(), (10 * self.constant).clamp(max=1e10), middle)
-
-
-class Closest:
-    """The closest point that reached its goal, for each image; the image itself as long as there is none."""
-
-    def __init__(self, images: Tensor, already: Tensor) -> None:
-        """`already` bool (N,): the images that are at their goal as they are."""
-        self.points = images.clone()
-        self.distance = images.new_full((len(images),), math.inf).masked_fill_(already, 0)
-
-    def note(self, rows: Tensor, points: Tensor, distance: Tensor) -> None:
-        """Remember points (n, C, H, W) that reached the goals of the images in `rows`, where they are closer."""
-        closer = (distance < self.distance[rows]).nonzero().squeeze(1)
-        self.points[rows[closer]], self.distance[rows[closer]] = points[closer], distance[closer]
-
-
-def enough(victim: Victim, threat: ThreatModel) -> float:
-    """The distance at which a search inside a ball may stop; 0 where it may not. A little less than epsilon, so that
-    the projection, which measures in float64, leaves the point alone."""
-    return threat.epsilon * (1 - 1e-5) if victim.drop and math.isfinite(threat.epsilon) else 0.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +38,7 @@ class _Descent:
         return _Descent(*(getattr(self, field.name)[keep] for field in fields(self)))
 
 
-class CarliniWagner(MinimalAttack):
+class CarliniWagner(ConstantSearch):
     """Minimises |x' - x|^2 + c * max(0, margin + confidence) by Adam, for the smallest c of each image that works.
 
     x' = (tanh(w) + 1) / 2 keeps points in [0, 1]. c starts at 1e-3, grows tenfold until the goal is reached and is then
@@ -90,10 +55,7 @@ class CarliniWagner(MinimalAttack):
 
     name = "cw"
     paper = "Carlini, Wagner: Towards evaluating the robustness of neural networks, S&P 2017"
-    norms = frozenset({"l2"})
 
-    searches: PositiveInt = 9
-    """Values of c that each image is tried with."""
     steps: PositiveInt = 1000
     """Most gradient steps for one value of c."""
     learning_rate: Amount = 0.01
@@ -105,15 +67,8 @@ class CarliniWagner(MinimalAttack):
         """A forward for the image itself, and a forward and a backward for each step."""
         return Cost(1 + self.searches * self.steps, self.searches * self.steps)
 
-    def nearest(self, victim: Victim, images: Tensor, goal: Goal, norm: Norm, rng: Rng) -> Tensor:
-        """See `MinimalAttack.nearest`."""
-        return self._closest(victim, images, goal, 0.0)
-
-    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
-        """The nearest point, projected. Where the victim allows it, an image that is found inside the ball is done."""
-        return threat.project(self._closest(victim, images, goal, enough(victim, threat)), images)
-
-    def _closest(self, victim: Victim, images: Tensor, goal: Goal, enough: float) -> Tensor:
+    def closest(self, victim: Victim, images: Tensor, goal: Goal, enough: float) -> Tensor:
+        """See `ConstantSearch.closest`."""
         logits = victim.logits(images)
         already = victim.reached(images, goal, logits) & (goal.margin(logits) <= -self.confidence)
         best, bracket = Closest(images, already), Bracket(images, 1e-3)

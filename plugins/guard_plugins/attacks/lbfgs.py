@@ -8,15 +8,15 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from guard import Attack, Cost, Goal, MinimalAttack, Norm, Rng, ThreatModel, Victim, hookimpl
-from guard_plugins.attacks.carlini_wagner import Bracket, Closest, enough
+from guard import Attack, Cost, Goal, Victim, hookimpl
+from guard_plugins.attacks.constant_search import Bracket, Closest, ConstantSearch
 
 
 class _Spent(Exception):
     """A search has asked the model as often as it may."""
 
 
-class LBFGS(MinimalAttack):
+class LBFGS(ConstantSearch):
     """Minimises |d|^2 + c * cross-entropy of the target with L-BFGS-B, for the smallest c of each image that works.
 
     The paper writes c |d| + loss and looks for the c by a line search; the square has a gradient at 0, where the
@@ -27,10 +27,7 @@ class LBFGS(MinimalAttack):
 
     name = "l-bfgs"
     paper = "Szegedy et al.: Intriguing properties of neural networks, ICLR 2014"
-    norms = frozenset({"l2"})
 
-    searches: PositiveInt = 9
-    """Values of c that each image is tried with."""
     evaluations: PositiveInt = 100
     """Most gradients for one value of c."""
 
@@ -38,15 +35,8 @@ class LBFGS(MinimalAttack):
         """A forward for the image itself, and a forward and a backward for each evaluation."""
         return Cost(1 + self.searches * self.evaluations, self.searches * self.evaluations)
 
-    def nearest(self, victim: Victim, images: Tensor, goal: Goal, norm: Norm, rng: Rng) -> Tensor:
-        """See `MinimalAttack.nearest`."""
-        return self._closest(victim, images, goal, 0.0)
-
-    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
-        """The nearest point, projected. Where the victim allows it, an image that is found inside the ball is done."""
-        return threat.project(self._closest(victim, images, goal, enough(victim, threat)), images)
-
-    def _closest(self, victim: Victim, images: Tensor, goal: Goal, enough: float) -> Tensor:
+    def closest(self, victim: Victim, images: Tensor, goal: Goal, enough: float) -> Tensor:
+        """See `ConstantSearch.closest`."""
         logits = victim.logits(images)
         best, bracket = Closest(images, victim.reached(images, goal, logits)), Bracket(images, 0.01)
         if goal.towards is None:

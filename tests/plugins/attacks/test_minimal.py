@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from guard_plugins.attacks.carlini_wagner import Bracket, CarliniWagner, Closest
+from guard_plugins.attacks.carlini_wagner import CarliniWagner
+from guard_plugins.attacks.constant_search import Bracket, Closest
 from guard_plugins.attacks.deepfool import DeepFool
 from guard_plugins.attacks.lbfgs import LBFGS
 from torch import Tensor, nn
