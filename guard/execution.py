@@ -14,10 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 LARGEST = 2**22
 """Bytes: a layer's output beyond this does not stay in a CPU's cache, and much beyond not even with the process."""
+SMALL = 2**21
+"""Multiplications of all convolutions for one image: in nets with fewer, channels_last costs more than it saves."""
 
 
 def faster(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy of a model in eval mode with BatchNorm folded into convolutions and in channels_last memory format.
+    """A copy of a model in eval mode with BatchNorm folded into convolutions and, unless they are small, in
+    channels_last memory format.
 
     The model itself where neither applies, or where the copy answers differently to these images. Layers keep their
     names; a folded BatchNorm's output is then the convolution's.
@@ -27,9 +30,13 @@ def faster(model: nn.Module, images: Tensor) -> nn.Module:
         return model
     try:
         twin = copy.deepcopy(model).eval().requires_grad_(False)
-        for conv, norm in list(_foldable(twin)):
+        folds = list(_foldable(twin))
+        for conv, norm in folds:
             _fold(twin, conv, norm)
-        twin = _ChannelsLast(twin)
+        small = _multiplications(model, images[:1]) < SMALL
+        if small and not folds:
+            return model
+        twin = _Faster(twin, torch.contiguous_format if small else torch.channels_last)
         with torch.no_grad():
             expected, answered = model(images), twin(images)
     except Exception:  # foreign code that cannot be copied, traced or run in another memory format
@@ -40,36 +47,59 @@ def faster(model: nn.Module, images: Tensor) -> nn.Module:
 def batch_size(model: nn.Module, image: Tensor, most: int) -> int:
     """How many images to give a model at once on a CPU: a power of two, at most `most`, so that no layer's output
     exceeds `LARGEST`; found by a forward of one image (1, C, H, W)."""
-    largest = image.numel()
-
-    def measure(module: nn.Module, inputs: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel())
-
-    handles = [module.register_forward_hook(measure) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    largest = max([image.numel(), *(size for _, size in _outputs(model, image))])
     size = most
     while size > 1 and size * largest * image.element_size() > LARGEST:
         size //= 2
     return size
 
 
-class _ChannelsLast(nn.Module):
-    """A model that gets its images in channels_last."""
+def _multiplications(model: nn.Module, image: Tensor) -> int:
+    """Of all convolutions for one image."""
+    outputs = _outputs(model, image)
+    return sum(size * layer.weight[0].numel() for layer, size in outputs if isinstance(layer, nn.Conv2d))
 
-    def __init__(self, model: nn.Module) -> None:
+
+def _outputs(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int]]:
+    """Each layer that answers with a tensor, and how many values it answers one image (1, C, H, W) with."""
+    found: list[tuple[nn.Module, int]] = []
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append((module, output.numel()))
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+class _Faster(nn.Module):
+    """A model that gets its images in a memory format, and on a CPU in batches of few sizes.
+
+    oneDNN makes and keeps its kernels anew for each batch size that it meets, and a batch that shrinks meets them all.
+    """
+
+    def __init__(self, model: nn.Module, memory_format: torch.memory_format) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)
+        self.model, self._format = model.to(memory_format=memory_format), memory_format
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images.contiguous(memory_format=torch.channels_last))
-        return logits
+        count = len(images)
+        if images.is_cpu and (size := _rounded(count)) > count:
+            images = torch.cat([images, images[: size - count].detach()])
+        logits: Tensor = self.model(images.contiguous(memory_format=self._format))
+        return logits[:count]
+
+
+def _rounded(count: int) -> int:
+    """The next batch size of those that are used: 1 to 16, and from there eight between a power of two and the next."""
+    gap = 2 ** max(count.bit_length() - 4, 0) if count > 16 else 1
+    return -(-count // gap) * gap
 
 
 def _foldable(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -212,7 +212,7 @@ class Victim:
     def _count_backward(self, gradient: Tensor) -> None:
         draws = len(gradient) // max(len(self), 1)
         rows = self._rows if draws == 1 else self._rows.repeat_interleave(draws)
-        finite = (gradient * 0).flatten(1).sum(1) == 0
+        finite = (gradient * 0).sum(tuple(range(1, gradient.dim()))) == 0  # flattened, channels_last would be copied
         for counts in self._sinks:
             counts.add_backward(rows, finite)
 

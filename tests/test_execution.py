@@ -104,11 +104,41 @@ def test_a_layer_with_a_hook_is_left_alone(kind: str, batch: Tensor) -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
 
 
+def test_a_batch_that_shrinks_meets_few_sizes_and_the_same_answers() -> None:
+    net, sizes = trained(Net()), set()
+    images = torch.rand(128, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    twin = faster(net, images[:4])
+    twin.get_submodule("model.conv2").register_forward_hook(lambda layer, given, output: sizes.add(len(output)))
+    expected = net(images)
+    for count in range(1, 129):
+        some = images[:count].clone().requires_grad_()
+        logits = twin(some)
+        torch.testing.assert_close(logits, expected[:count], rtol=1e-4, atol=1e-5)
+        (gradient,) = torch.autograd.grad(logits[:, 1].sum(), some)
+        assert gradient.shape == some.shape
+    assert sizes == {*range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8)}
+    whole = images.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(twin(whole)[:, 1].sum(), whole)
+    some = images[:100].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(twin(some)[:, 1].sum(), some)  # 104 were computed
+    torch.testing.assert_close(gradient, exact[:100], rtol=1e-4, atol=1e-6)
+
+
 def test_without_convolutions_or_in_float64_the_model_stays_as_it_is(batch: Tensor) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     assert faster(plain, batch) is plain
     net = trained(Net()).double()
     assert faster(net, batch.double()) is net
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(8, False), (256, True)])
+def test_only_nets_of_some_size_are_put_in_channels_last(channels: int, expected: bool, batch: Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, channels, 3), nn.Flatten()).eval()
+    twin = faster(net, batch)
+    assert (twin is not net) == expected
+    first = next(layer for layer in twin.modules() if isinstance(layer, nn.Conv2d))
+    assert first.weight.is_contiguous(memory_format=torch.channels_last) == expected
+    torch.testing.assert_close(twin(batch), net(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_a_copy_that_answers_differently_is_not_used(batch: Tensor) -> None:

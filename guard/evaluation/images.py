@@ -11,7 +11,8 @@ def load_images(source: DatasetSource, limit: int | None) -> Data:
     """The first `limit` images of the source's split, or all. Raises InputError."""
     data = source.load(source.split)
     data = data[:limit]
-    check_images(data.floats(), data.labels, source.num_classes)
+    check_pixels(data[:1].floats() if data.images.dtype == torch.uint8 else data.images)  # all bytes lie in [0, 1]
+    check_labels(data.labels, len(data.images), source.num_classes)
     if tuple(data.images.shape[1:]) != source.image_shape:
         raise InputError(
             f"data set '{source.name}' says that its images have shape {source.image_shape}, and loads images of "
@@ -22,13 +23,17 @@ def load_images(source: DatasetSource, limit: int | None) -> Data:
 
 def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> None:
     """Raise InputError unless these are float images (N, C, H, W) in [0, 1] with one label each."""
+    check_pixels(images)
+    check_labels(labels, len(images), num_classes)
+
+
+def check_pixels(images: Tensor) -> None:
+    """Raise InputError unless these are float images (N, C, H, W) in [0, 1], at least one."""
     if images.dtype == torch.uint8:
         raise InputError("images are uint8. Give images.float() / 255")
     kind = str(images.dtype).removeprefix("torch.")
     if not images.is_floating_point() or images.dim() != 4:
         raise InputError(f"images are {kind} of shape {tuple(images.shape)}. Give float32 images of shape (N, C, H, W)")
-    if len(images) != len(labels):
-        raise InputError(f"there are {len(images)} images and {len(labels)} labels. Give one label per image")
     if not len(images):
         raise InputError("there are no images. Give at least one")
     if not images.isfinite().all():
@@ -41,6 +46,12 @@ def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> Non
             f"images reach from {low:.3g} to {high:.3g}: they look normalised. "
             f"Give guard.model(net, mean=..., std=...) and images in [0, 1]."
         )
+
+
+def check_labels(labels: Tensor, images: int, num_classes: int | None) -> None:
+    """Raise InputError unless these are int64 labels (N,) for as many images, each of a class there is."""
+    if images != len(labels):
+        raise InputError(f"there are {images} images and {len(labels)} labels. Give one label per image")
     if labels.dim() != 1 or labels.is_floating_point():
         kind = str(labels.dtype).removeprefix("torch.")
         raise InputError(f"labels are {kind} of shape {tuple(labels.shape)}. Give int64 labels of shape (N,)")

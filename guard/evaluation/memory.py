@@ -1,5 +1,7 @@
 """Memory: a batch that does not fit is computed in halves."""
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -28,3 +30,10 @@ def _out_of_memory(error: BaseException | None) -> bool:
         return False
     on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError) or _out_of_memory(error.__cause__)
+
+
+def give_back() -> None:
+    """Have glibc return freed memory to the system: it lies scattered, and would grow from shard to shard."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # others have none
+    if trim is not None:
+        trim(0)

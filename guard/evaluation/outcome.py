@@ -137,7 +137,7 @@ class Bench:
             "undecided": made.undecided & correct(logits, labels),
             "target": torch.full_like(labels, -1) if targets is None else targets,
             "prediction": logits.argmax(1),
-            "adversarial": adversarial[: len(images) if self.keep_images else PICTURES].float(),
+            "adversarial": adversarial.float() if self.keep_images else adversarial[:PICTURES].float().clone(),
             "seconds": torch.tensor(time.perf_counter() - started + earlier),
         }
         arrays = {name: value.cpu().numpy() for name, value in values.items()}

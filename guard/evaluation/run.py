@@ -16,6 +16,7 @@ from guard.errors import ContractError, InputError, NotApplicable
 from guard.evaluation.environment import device_of, versions
 from guard.evaluation.images import load_images
 from guard.evaluation.keys import data_key, environment_key, key
+from guard.evaluation.memory import give_back
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES, Bench, check_target
 from guard.evaluation.plan import Planned, PlannedCell, Trial, cells, trials
@@ -157,6 +158,7 @@ class _Computing:
     def _shard(self, planned: Sequence[Planned], shard: Data, shown: int) -> None:
         """All trials on one shard. `shown`: how many adversarial images stay in memory, where not all are kept."""
         self._bench.crafted.clear()
+        give_back()
         name, failed = data_key(shard), self._ledger.failed
         for network in {id(item.victim): item.victim for item in planned if item.victim is not None}.values():
             if id(network) not in failed:

@@ -78,7 +78,7 @@ def line(outcome: Outcome, outcomes: list[Outcome]) -> list[str]:
 
 def main() -> None:
     """Print a table for each victim."""
-    for found, epsilon in selected(__doc__, 200):
+    for found, epsilon in selected(__doc__, 256):
         outcomes = side_by_side(contenders(found, epsilon), found, epsilon)
         columns = ["", "CPU ms/image", "gradients", "forwards", "robust %", "to bare", "to fastest library"]
         steps = f"{found.steps} steps (fast-pgd {FastPGD().steps})"
