@@ -42,7 +42,7 @@ class NotApplicable(GuardError):
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The sentence that names the nearest known word, or lists what is known."""
     known = sorted(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    near = get_close_matches(word, known, n=1)
     if near:
         return f"Did you mean '{near[0]}'?"
     return f"Known: {', '.join(known)}" if known else "None is known"

@@ -133,7 +133,7 @@ class _Computing:
     ) -> None:
         self._registry, self._progress, self._store = registry, progress, store
         self._environment, self._keep = environment, keep_images
-        self._ledger = Ledger()
+        self._ledger, self._written = Ledger(), set[tuple[str, str]]()
         self._bench = Bench(
             device=device,
             dtype=torch.float64 if config.precision == "float64" else torch.float32,
@@ -209,7 +209,7 @@ class _Computing:
     def _outcome(self, cell: PlannedCell, way: Trial, shard: Data, name: str, advance: Callable[[int], None]) -> Arrays:
         kept = self._store.read(way.key, name) if way.key else None
         if kept is not None and (not self._keep or len(kept["adversarial"]) == len(shard)):
-            self._ledger.cached += 1
+            self._ledger.cached += (way.key, name) not in self._written
             return kept
         clean = self._ledger.clean[id(way.scored_on)][-1]
         who = f"attack '{cell.label}' from '{self._registry.origin(cell.attack).distribution}'"
@@ -220,6 +220,7 @@ class _Computing:
         self._ledger.computed += 1
         if way.key:
             self._store.write(way.key, name, outcome)
+            self._written.add((way.key, name))
         return outcome
 
 

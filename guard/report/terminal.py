@@ -1,6 +1,7 @@
 """The report in a terminal: one table for each game, folded into blocks where the window is narrow."""
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -44,7 +45,8 @@ def _grid(table: Table, attacks: Sequence[str], width: int) -> Grid:
     room = width - sum(widths) - _GAP * len(widths)
     grid.add_column("defense", width=min(_longest(table), room), overflow="fold")
     for (header, _), column in zip(columns, widths, strict=True):
-        grid.add_column(escape(header), width=column, justify="right", overflow="fold")
+        folded = "\n".join(wrap(header, column))  # at blanks and hyphens; rich folds at blanks alone
+        grid.add_column(escape(folded), width=column, justify="right", overflow="fold")
     for number, line in enumerate(table.lines):
         rows = _rows(line, attacks, last)
         texts = [Text(column[number], style=_style(row)) for (_, column), row in zip(columns, rows, strict=True)]
@@ -73,8 +75,8 @@ def _scores(table: Table, label: str) -> list[str]:
 
 
 def _width(header: str, texts: Sequence[str]) -> int:
-    """Wide enough for every figure; a long header folds, at its blanks and hyphens where it can."""
-    return max(*map(len, texts), min(len(header), 12))
+    """Wide enough for every figure and, folded, for the header."""
+    return max(*map(len, texts), *map(len, wrap(header, 12, break_long_words=False)))
 
 
 def _blocks(table: Table, width: int) -> list[Sequence[str]]:

@@ -67,6 +67,14 @@ def test_labels_are_no_markup(report: Report) -> None:
     assert "[bold]" in text
 
 
+def test_a_long_label_folds_at_its_hyphens(report: Report) -> None:
+    cells = [cell.model_copy(update={"label": "fast-autoattack"}) for cell in report.cells[:1]]
+    text = shown(report.model_copy(update={"cells": cells, "worst_case": []}), 100)
+    lines = [line.split() for line in text.splitlines()]
+    assert any("fast-" in line for line in lines)
+    assert any("autoattack" in line for line in lines)
+
+
 def test_colours_mark_what_is_not_valid(report: Report) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     show(report, console)
