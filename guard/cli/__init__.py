@@ -48,7 +48,7 @@ def main() -> NoReturn:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # each size of a batch that shrinks has primitives of its own, which oneDNN would otherwise make again and again
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
-    _keep_memory()
+    keep_memory()
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = app(arguments, prog_name="guard", standalone_mode=False) or 0
@@ -64,7 +64,7 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have glibc keep freed memory for the next step: given back and asked for anew, page faults take a fifth of it."""
     tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # others have none
     if tune is not None:

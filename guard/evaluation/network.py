@@ -42,7 +42,7 @@ class Network:
             return 256
         if not self._batch:
             with held(self.model), seeded(0, images.device):
-                self._batch.append(batch_size(self.model, images[:1], 128))
+                self._batch.append(batch_size(self.model, images[:1], 256))
         return self._batch[0]
 
     @property

@@ -24,7 +24,7 @@ from guard import Victim as Door
 from guard.evaluation.crafting import Crafted, craft
 from guard.evaluation.network import Network
 from guard.execution import faster
-from tests.benchmarks.measure import heading, judged, table
+from tests.benchmarks.measure import heading, judged, prepare, table
 from tests.benchmarks.peers import standard_attacks
 from tests.benchmarks.victims import data, published
 
@@ -126,7 +126,7 @@ def torchattacks(scene: Scene, seed: int) -> Done:
     broken, stages, total = scene.wrong(scene.images, scene.rows, "clean"), {}, 0.0
     for name, attack in zip(STAGES, standard_attacks(scene.model, scene.epsilon, seed), strict=True):
         seconds = 0.0
-        for rows in (~broken).nonzero().squeeze(1).split(128):
+        for rows in (~broken).nonzero().squeeze(1).split(Network(scene.model).batch_size(scene.images)):
             start = time.process_time()
             adversarial = attack(scene.images[rows], scene.labels[rows]).detach()
             seconds += time.process_time() - start
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="the first of the test split")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare()
     model, dataset = published(arguments.victim), arguments.victim.split("_")[0]
     if model is None:
         raise SystemExit("GUARD_VICTIMS is unset")

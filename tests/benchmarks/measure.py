@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guard import ThreatModel
+from guard.cli import keep_memory
 from guard.goal import correct
 from tests.benchmarks.victims import Victim
 
@@ -96,9 +97,15 @@ def attacked(name: str, run: Run, victim: Victim, epsilon: float, outcome: Outco
     return Outcome(name, broken, model.forwards / len(broken), model.backwards / len(broken))
 
 
+def prepare() -> None:
+    """One thread, and memory kept as the command line keeps it, for every contender alike."""
+    torch.set_num_threads(1)
+    keep_memory()
+
+
 def side_by_side(runs: dict[str, Run], victim: Victim, epsilon: float, repeats: int = 3) -> list[Outcome]:
     """All contenders in turn, and that several times, so that what else the machine does meets all of them."""
-    torch.set_num_threads(1)
+    prepare()
     outcomes = {name: attacked(name, run, victim, epsilon) for name, run in runs.items()}
     for _ in range(repeats):
         for name, run in runs.items():
