@@ -168,9 +168,10 @@ class Conv(nn.Module):
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_a_faster_execution_claims_nothing_that_the_model_does_not_confirm(
-    name: str, norm: str, create: Callable[[str], Attack], make_victim: Make
+    name: str, norm: str, create: Callable[[str], Attack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Folded and in channels_last it breaks the same images; in bf16 others may fall, but no success is false."""
+    monkeypatch.setattr("guard.execution.SMALL", 0)
     model = Conv()
     images = torch.rand(24, 3, 4, 4, generator=torch.Generator().manual_seed(5))
     twin = faster(model, images)
@@ -200,6 +201,7 @@ def test_a_faster_execution_claims_nothing_that_the_model_does_not_confirm(
     if not isinstance(attack, MinimalAttack):  # whose points end next to the boundary by intention
         assert torch.equal(broken["search"], broken["none"])
     assert (broken["search"] ^ broken["none"]).sum() <= 1
+    assert (broken["bf16"] ^ broken["none"]).sum() <= (2 if attack.bf16 else 1)
     if name not in ("noise", "saved"):
         assert 2 <= broken["none"].sum() <= 22
 
