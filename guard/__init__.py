@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from guard.source import DatasetSource as DatasetSource
     from guard.source import ModelSource as ModelSource
     from guard.source import Split as Split
+    from guard.spectrum import dct2 as dct2
+    from guard.spectrum import idct2 as idct2
     from guard.threat import Amount as Amount
     from guard.threat import Norm as Norm
     from guard.threat import ThreatModel as ThreatModel
@@ -94,9 +96,11 @@ else:
         "Victim": "victim",
         "attempts": "attack",
         "craft": "api",
+        "dct2": "spectrum",
         "evaluate": "api",
         "held": "victim",
         "hookimpl": "hookspecs",
+        "idct2": "spectrum",
         "load_run": "api",
         "model": "classifier",
     }
@@ -153,9 +157,11 @@ __all__ = [
     "__version__",
     "attempts",
     "craft",
+    "dct2",
     "evaluate",
     "held",
     "hookimpl",
+    "idct2",
     "load_run",
     "model",
 ]

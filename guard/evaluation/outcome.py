@@ -21,6 +21,7 @@ from guard.evaluation.store import Arrays, Store
 from guard.goal import Goal, correct
 from guard.rng import Rng
 from guard.source import Data
+from guard.spectrum import low_frequency_energy
 from guard.threat import ThreatModel
 
 PICTURES = 8
@@ -32,7 +33,7 @@ PART = "part of the attack: "
 WIDTH = 4
 """Of such an array."""
 
-_EITHER = ("correct", "reached", "distance", "correct_8bit", "target", "prediction")
+_EITHER = ("correct", "reached", "distance", "low_frequency_energy", "correct_8bit", "target", "prediction")
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,15 @@ class Bench:
     ) -> Arrays:
         """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
 
-        Arrays with one row per image: correct (predicted as its label), reached (the goal), distance, correct_8bit
-        (rounded to 8 bits where the shard is on that grid), forwards, backwards, target (-1 for none), prediction,
-        undecided (the attack stopped although the image might still fall), one for each part of a cascade (see `PART`),
-        and, of a minimum-distance attack, nearest: the distance of the nearest point that reached the goal, in
-        whichever ball, inf where none did. And `adversarial`, of all images or of a few, and `seconds`. Costs and
-        seconds are those of the whole answer, also where another trial paid for it. `advance` is told of images that
-        were attacked. `before` names an attack that went first, with its outcome: only what it left is attacked, and
-        the rest stays as it is there. Raises ContractError.
+        Arrays with one row per image: correct (predicted as its label), reached (the goal), distance,
+        low_frequency_energy (NaN where the image was not moved), correct_8bit (rounded to 8 bits where the shard is on
+        that grid), forwards, backwards, target (-1 for none), prediction, undecided (the attack stopped although the
+        image might still fall), one for each part of a cascade (see `PART`), and, of a minimum-distance attack,
+        nearest: the distance of the nearest point that reached the goal, in whichever ball, inf where none did. And
+        `adversarial`, of all images or of a few, and `seconds`. Costs and seconds are those of the whole answer, also
+        where another trial paid for it. `advance` is told of images that were attacked. `before` names an attack that
+        went first, with its outcome: only what it left is attacked, and the rest stays as it is there. Raises
+        ContractError.
         """
         started = time.perf_counter()
         images, labels, index = self._placed(shard)
@@ -131,6 +133,7 @@ class Bench:
             "correct": correct(logits, labels),
             "reached": goal.reached(logits),
             "distance": trial.threat.distance(adversarial, images),
+            "low_frequency_energy": low_frequency_energy(adversarial.double() - images),
             "correct_8bit": correct(logits_8bit, labels),
             "forwards": made.forwards,
             "backwards": made.backwards,

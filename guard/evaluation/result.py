@@ -73,6 +73,10 @@ class Row(BaseModel):
     """Over the images whose adversary succeeded. In a cell of a minimum-distance attack over all that success is
     counted among, of the nearest point that reached the goal, whatever the epsilon; infinite where it reached the goal
     for fewer than half of them."""
+    low_frequency_energy: float | None = None
+    """Mean share of a perturbation's energy (its sum of squares) in the lowest quarter of the frequencies of each axis,
+    such as the lowest 8 x 8 DCT coefficients of 32 x 32, where white noise has 1/16. Over all images that the attack
+    moved; null where it moved none."""
     forwards_per_image: float | None = None
     """Of all images evaluated, as the next. What the whole answer cost, also where one run of a minimum-distance attack
     answers several epsilons."""
@@ -138,7 +142,7 @@ class Results(BaseModel):
 
     schema_version: int = 1
     run: dict[str, Any]
-    """started, seconds, device, computed_shards, cached_shards."""
+    """started, seconds, device, computed_shards, cached_shards, image_shape; indices where images were sampled."""
     config: dict[str, Any]
     versions: dict[str, str]
     plugins: dict[str, str]

@@ -63,7 +63,7 @@ def best(outcomes: Sequence[Arrays]) -> Arrays:
 
 
 def _per_image(name: str) -> bool:
-    return name in ("reached", "distance", "target", "prediction")
+    return name in ("reached", "distance", "low_frequency_energy", "target", "prediction")
 
 
 def candidate(name: str, outcome: Arrays, clean: Flags) -> Candidate:
@@ -83,7 +83,8 @@ def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: b
     correct, total = outcome["correct"] & clean, len(clean)
     targeted, counted = _counted(outcome, clean, labels)
     success = counted & (outcome["reached"] if targeted else ~outcome["correct"])
-    distance = outcome["distance"]
+    distance, energy = outcome["distance"], outcome["low_frequency_energy"]
+    moved = ~np.isnan(energy)
     return {
         "images": total,
         "clean_accuracy": float(clean.mean()),
@@ -94,6 +95,7 @@ def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: b
         "attack_success_denominator": int(counted.sum()),
         "max_distance": float(distance.max()),
         "median_distance": float(np.median(distance[success])) if success.any() else None,
+        "low_frequency_energy": float(energy[moved].mean()) if moved.any() else None,
         "forwards_per_image": float(outcome["forwards"].mean()),
         "backwards_per_image": float(outcome["backwards"].mean()),
         "seconds": float(outcome["seconds"]),

@@ -1,13 +1,16 @@
-"""Pictures of a cell as data: URIs: the clean image, the adversarial one, and what was added."""
+"""Pictures of a cell as data: URIs: the clean image, the adversarial one, what was added, and its energy spectrum."""
 
 import base64
 import io
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from guard.evaluation.result import Cell, Pictures
+from guard.report.spectra import Spectrum, low, picture, spectrum
+from guard.spectrum import energy
 from guard.threat import amount
 
 SHOWN = 6
@@ -22,10 +25,13 @@ class Triple:
     label: str
     clean_prediction: str
     prediction: str
+    low: float | None
+    """Share of the perturbation's energy in its lowest frequencies; None where it is zero."""
     clean: str
-    """A PNG as a data: URI, as the two others."""
+    """A PNG as a data: URI, as the three others."""
     adversarial: str
     perturbation: str
+    spectrum: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Gallery:
     triples: tuple[Triple, ...]
     scale: str
     """What black and white of a perturbation mean."""
+    spectrum: Spectrum | None
+    """Of the perturbations shown; None where all are zero."""
 
 
 def gallery(cell: Cell, pictures: Pictures) -> Gallery:
@@ -47,17 +55,19 @@ def gallery(cell: Cell, pictures: Pictures) -> Gallery:
     clean = clean[: len(adversarial)]
     moved = adversarial - clean
     scale = cell.epsilon if cell.norm == "linf" else float(np.abs(moved).max(initial=0)) or 1.0
+    shares = energy(torch.from_numpy(moved).double())
     triples = [
         Triple(
             pictures.labels[number],
             pictures.clean_predictions[number],
             pictures.predictions[number],
-            *(png(image) for image in (clean[number], adversarial[number], 0.5 + moved[number] / (2 * scale))),
+            low(shares[number]) if moved[number].any() else None,
+            *map(png, (clean[number], adversarial[number], 0.5 + moved[number] / (2 * scale), picture(shares[number]))),
         )
         for number in range(len(clean))
     ]
     meaning = f"epsilon {amount(scale)}" if cell.norm == "linf" else f"{scale:.2g}, the largest change shown"
-    return Gallery(tuple(triples), meaning)
+    return Gallery(tuple(triples), meaning, spectrum(shares))
 
 
 def png(image: NDArray[np.float32]) -> str:
@@ -66,7 +76,7 @@ def png(image: NDArray[np.float32]) -> str:
 
     stride = -(-max(image.shape[1:]) // _LARGEST)
     values = (image[:, ::stride, ::stride].clip(0, 1) * 255).round().astype(np.uint8)
-    picture = Image.fromarray(values.transpose(1, 2, 0) if len(values) == 3 else values[0])
+    bitmap = Image.fromarray(values.transpose(1, 2, 0) if len(values) == 3 else values[0])
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    bitmap.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

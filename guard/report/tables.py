@@ -103,6 +103,7 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
     left = [line for line in lines if applies and line not in applies]
     lines = applies or lines
     notes = (
+        *_measured(report),
         *_limits(report),
         *_estimates(lines),
         *_distances(lines, setting),
@@ -121,6 +122,16 @@ def _limits(report: Results) -> list[str]:
     """What every attack was held to beside the threat."""
     queries = report.config.get("max_queries")
     return [] if queries is None else [f"No attack could ask about an image more than {queries:,} times (max_queries)."]
+
+
+def _measured(report: Results) -> list[str]:
+    """What epsilon is measured on, where the data set decides the images' size."""
+    dataset, shape = report.config.get("dataset"), report.run.get("image_shape")
+    if not isinstance(dataset, dict) or "crop" not in dataset or shape is None:
+        return []
+    steps = [f"{key} {dataset[key]}" for key in ("resize", "crop") if dataset[key]]
+    after = f", after {joined(steps)}" if steps else ""
+    return [f"Epsilon is measured on images of {' x '.join(map(str, shape))}{after}."]
 
 
 def _estimates(lines: Sequence[Line]) -> list[str]:

@@ -1,9 +1,12 @@
-"""Rounding to 8 bits stays inside the ball, and targets are what they are called."""
+"""Rounding to 8 bits stays inside the ball, targets are what they are called, and energy is that of what was moved."""
+
+import json
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from guard import ThreatModel
+from guard import Attack, Cascade, Goal, Rng, ThreatModel, Victim, evaluate, idct2
 from guard.config import Targets
 from guard.evaluation.outcome import targets_for, to_8bit
 
@@ -45,3 +48,50 @@ def test_targets() -> None:
     many = targets_for(Targets(targets="random"), clean, torch.zeros(900).long(), torch.arange(900), 0, 4)
     assert many is not None
     assert (many.bincount(minlength=4)[1:] > 250).all()
+
+
+class Wave(Attack):
+    """Adds one basis function to every other image: half its energy, or none, is low where the side is 4."""
+
+    name = "wave"
+    low: bool = True
+    on: int = 0
+
+    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+        coefficients = torch.zeros(images.shape[-2:])
+        coefficients[3, 2] = 1
+        coefficients[0, 0] = float(self.low)
+        wave = idct2(coefficients)
+        moved = (rng.index % 2 == self.on).view(-1, 1, 1, 1)
+        return torch.where(moved, images + 0.5 * threat.epsilon * wave / wave.abs().max(), images)
+
+
+class Both(Cascade):
+    """The wave that is not low, on the other images."""
+
+    name = "both"
+
+    def members(self, threat: ThreatModel) -> list[tuple[str, Attack]]:
+        return [("high", Wave(low=False, on=1))]
+
+
+def test_a_cell_says_how_low_its_perturbations_are(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    class Still(Attack):
+        """Moves nothing."""
+
+        name = "still"
+
+        def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+            return images.clone()
+
+    attacks = [Wave(), Wave(low=False), Still(), Both(after=Wave())]
+    report = evaluate(linear, (images, labels), attacks=attacks, threat={"norm": "linf", "epsilon": 0.2})
+    half, none, still, both = json.loads(report.to_json())["cells"]
+    assert half["low_frequency_energy"] == pytest.approx(0.5, abs=1e-5)
+    assert none["low_frequency_energy"] == pytest.approx(0, abs=1e-5)
+    assert still["low_frequency_energy"] is None
+    broke = both["parts"][0]["broke"]  # these keep the half-low wave; of the others those of odd index were moved
+    assert broke
+    attacked = (torch.arange(300) % 10 != 0) & (torch.arange(300) % 2 == 1)
+    expected = 0.5 * broke / (broke + int(attacked.sum()))
+    assert both["low_frequency_energy"] == pytest.approx(expected, abs=1e-5)

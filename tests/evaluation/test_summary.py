@@ -22,6 +22,7 @@ def outcome(correct: list[int], reached: list[int] | None = None, **changes: Any
         "correct_8bit": right,
         "reached": ~right if reached is None else np.array(reached, bool),
         "distance": np.arange(4.0),
+        "low_frequency_energy": np.array([0.5, 0.25, 1.0, np.nan]),
         "forwards": np.full(4, 2),
         "backwards": np.full(4, 1),
         "target": np.full(4, -1),
@@ -88,6 +89,16 @@ def test_denominators() -> None:
     nobody = figures(outcome([0, 0, 0, 0]), ~clean & clean, LABELS, True)
     assert nobody["attack_success_rate"] is None
     assert nobody["median_distance"] is None
+
+
+def test_energy_is_that_of_images_that_were_moved() -> None:
+    clean = np.ones(4, bool)
+    assert figures(outcome([1, 0, 1, 1]), clean, LABELS, True)["low_frequency_energy"] == pytest.approx(1.75 / 3)
+    still = outcome([1, 0, 1, 1], low_frequency_energy=[np.nan] * 4)
+    assert figures(still, clean, LABELS, True)["low_frequency_energy"] is None
+    breaks = outcome([1, 1, 1, 0], low_frequency_energy=[0.0] * 4)
+    merged = best([outcome([1, 0, 1, 1]), breaks])["low_frequency_energy"]  # image by image of the trial that counts
+    assert np.array_equal(merged, [0.5, 0.25, 1, 0])
 
 
 def test_shards_are_joined_in_order() -> None:
