@@ -192,7 +192,7 @@ def check_logits(logits: Tensor, num_classes: int, what: str) -> None:
     if logits.shape[1] != num_classes:
         raise InputError(
             f"model '{what}' returns {logits.shape[1]} logits for the {num_classes} classes of the data set. "
-            f"Give a model with {num_classes} outputs"
+            f"Give a model with {num_classes} outputs; image files take num_outputs: {logits.shape[1]}"
         )
 
 

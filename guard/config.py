@@ -254,7 +254,7 @@ class EvaluationConfig(Part):
     training: Training = Training()
     """How what has no weights, and what a defense must train, is trained."""
     limit: PositiveInt | None = None
-    """Evaluate the first so many images; all where left out."""
+    """Evaluate so many images: the first ones, of a folder a sample with as many of each class; all where left out."""
     seed: Several[NonNegativeInt] = (0,)
     """One seed or a list."""
     device: str = "auto"

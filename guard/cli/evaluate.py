@@ -19,7 +19,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Where the report goes; runs/NAME OF THE CONFIG by default.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate the first so many images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate so many images.")] = None,
     no_train: Annotated[bool, typer.Option("--no-train", help="Refuse to train anything.")] = False,
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep the adversarial images.")] = False,
     plugin: Plugins = None,

@@ -1,17 +1,21 @@
 """The images to evaluate, checked."""
 
+import copy
+
 import torch
 from torch import Tensor
 
+from guard.classifier import ImageModel
 from guard.errors import InputError
 from guard.source import Data, DatasetSource
 
 
-def load_images(source: DatasetSource, limit: int | None) -> Data:
-    """The first `limit` images of the source's split, or all. Raises InputError."""
+def load_images(source: DatasetSource, limit: int | None, seed: int) -> Data:
+    """All images of the source's split, or the `limit` that it samples. Raises InputError."""
     data = source.load(source.split)
-    data = data[:limit]
-    check_pixels(data[:1].floats() if data.images.dtype == torch.uint8 else data.images)  # all bytes lie in [0, 1]
+    if limit is not None:
+        data = source.sample(data, limit, seed)
+    check_pixels((data[:1] if data.images.dtype == torch.uint8 else data).floats())  # all bytes lie in [0, 1]
     check_labels(data.labels, len(data.images), source.num_classes)
     if tuple(data.images.shape[1:]) != source.image_shape:
         raise InputError(
@@ -19,6 +23,15 @@ def load_images(source: DatasetSource, limit: int | None) -> Data:
             f"{tuple(data.images.shape[1:])}. Mend its image_shape"
         )
     return data
+
+
+def unframed(model: ImageModel, source: DatasetSource) -> ImageModel:
+    """The model for images that the data set resized and cropped: it does not do so again where they fit its crop."""
+    if source.framing is None or source.image_shape[1:] != (model.crop, model.crop):
+        return model
+    model = copy.copy(model)  # a live one is left as it is
+    model.resize = model.crop = None
+    return model
 
 
 def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> None:

@@ -43,8 +43,8 @@ def key(*parts: object) -> str:
 
 
 def data_key(data: Data) -> str:
-    """A key of images, labels and their places in the split."""
-    return key(data.images, data.labels, data.index)
+    """A key of images, labels and their places in the split; streamed images are read, 256 at a time."""
+    return key(*(key(part.pixels(), part.labels, part.index) for part in data.batches(256)))
 
 
 def component_key(component: Component) -> str:

@@ -14,6 +14,7 @@ from guard.config import EvaluationConfig
 from guard.defense import Stack
 from guard.errors import ContractError, InputError, blamed
 from guard.evaluation.environment import libraries
+from guard.evaluation.images import unframed
 from guard.evaluation.keys import UnkeyableError, component_key, data_key, framework_source, key
 from guard.evaluation.network import Network, answer, beside
 from guard.evaluation.store import Store
@@ -173,7 +174,7 @@ class Workshop:
         if fresh and source.weights is not None:
             source = source.model_copy(update={"weights": "none"})
         with seeded(self._config.seed[0], torch.device("cpu")):
-            model = assemble(source, data.num_classes, data.image_shape)
+            model = unframed(assemble(source, data.num_classes, data.image_shape), data)
         probe = beside(model, torch.full((2, *data.image_shape), 0.5))
         check_logits(answer(model, probe, label), data.num_classes, label)
         return model

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.config import EvaluationConfig
-from guard.evaluation.keys import data_key, key
+from guard.evaluation.keys import key
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
@@ -20,7 +20,9 @@ from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, write_arrays
 from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, minimal, parts, worst_cases
 from guard.goal import correct
-from guard.source import Data
+from guard.source import Data, DatasetSource
+
+_LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Ledger:
     """Logits of the clean images of each network, shard by shard."""
     unsteady: set[int] = field(default_factory=set)
     """Networks that answer the same images differently from call to call."""
+    shards: list[str] = field(default_factory=list)
+    """The key of each shard of images."""
     computed: int = 0
     cached: int = 0
 
@@ -51,7 +55,7 @@ class Table:
     @classmethod
     def of(cls, config: EvaluationConfig, data: Data, planned: Sequence[Planned], ledger: Ledger) -> "Table":
         """A row for each planned cell."""
-        whole, on_grid = data_key(data), data.on_grid
+        whole, on_grid = key(ledger.shards), data.on_grid
         return cls(config, data, planned, [_scored(item, config, data, whole, on_grid, ledger) for item in planned])
 
     @property
@@ -66,7 +70,7 @@ class Table:
 
     def pictures(self, ledger: Ledger) -> dict[str, Pictures]:
         """A few images of each cell that has a valid outcome."""
-        names, first = self.config.dataset.class_names, self.data[:PICTURES]
+        names, first = self.config.dataset.class_names, self.data[:PICTURES].loaded()
 
         def named(classes: Tensor | NDArray[np.int64]) -> tuple[str, ...]:
             return tuple(names[number] for number in classes[: len(first)].tolist())
@@ -123,7 +127,7 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     logits = torch.cat(ledger.clean[id(item.victim)])
     clean = correct(logits, data.labels).numpy()
     outcomes = [joined(ledger.outcomes[id(way)]) for way in item.trials]
-    status, reason = suspicion(item.victim, logits, clean, config.dataset.num_classes)
+    status, reason = suspicion(item.victim, logits, clean, config.dataset)
     if status == "VALID" and (item.victim.randomized or id(item.victim) in ledger.unsteady):
         status, reason = "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
     outcome, labels = best(outcomes), data.labels.numpy()
@@ -140,13 +144,13 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     return Scored(row, outcome, clean)
 
 
-def suspicion(network: Network, logits: Tensor, clean: Flags, num_classes: int) -> tuple[Status, str]:
+def suspicion(network: Network, logits: Tensor, clean: Flags, dataset: DatasetSource) -> tuple[Status, str]:
     """SUSPECT with the first reason that holds, or VALID."""
     sums = logits.sum(1)
     if network.access != "labels" and logits.min() >= 0 and logits.max() <= 1 and (sums - 1).abs().max() < 1e-4:
         return "SUSPECT", 'the model\'s outputs look like probabilities. Give outputs="probabilities"'
-    chance = 1 / num_classes
-    if wilson(int(clean.sum()), len(clean))[0] <= chance:
+    chance = 1 / dataset.num_classes
+    if wilson(int(clean.sum()), len(clean))[0] <= chance or clean.mean() < _LOW:
         text = f"clean accuracy {clean.mean():.1%} on {len(clean)} images is not clearly above chance ({chance:.1%})"
-        return "SUSPECT", f"{text}. Check the order of the classes and the normalisation"
+        return "SUSPECT", f"{text}. Check {dataset.label_hint} and the normalisation"
     return "VALID", ""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from guard.component import Component
-from guard.config import EvaluationConfig, Transfer
+from guard.config import EvaluationConfig
 from guard.defense import Stack
 from guard.errors import ContractError, InputError, NotApplicable
 from guard.evaluation.environment import device_of, versions
+from guard.evaluation.framing import framed, sources
 from guard.evaluation.images import load_images
 from guard.evaluation.keys import data_key, environment_key, key
 from guard.evaluation.memory import give_back
@@ -51,7 +52,8 @@ def run(
     began, started = datetime.now(UTC), time.perf_counter()
     progress, store, device = progress or Progress(), store or Store(), device_of(config.device)
     environment = environment_key(device, config.precision)
-    data = load_images(config.dataset, config.limit)
+    config = framed(config)
+    data = load_images(config.dataset, config.limit, config.seed[0])
     limits = environment if config.max_queries is None else key(environment, config.max_queries)
     planned = plan(config, Workshop(config, store, device, progress, no_train), limits)
     computing = _Computing(config, registry, progress, store, device, environment, keep_images)
@@ -66,7 +68,9 @@ def run(
             "device": str(device),
             "computed_shards": ledger.computed,
             "cached_shards": ledger.cached,
-        },
+            "image_shape": list(config.dataset.image_shape),
+        }
+        | sampled(data),
         config=config.model_dump(mode="json", by_alias=True),
         versions=versions(),
         plugins=origins(config, registry),
@@ -150,7 +154,7 @@ class _Computing:
         self._progress.start("evaluating", sum(len(item.trials) for item in planned) * len(data))
         try:
             for number, shard in enumerate(data.batches(SHARD)):
-                self._shard(planned, shard, shown=PICTURES if number == 0 else 0)
+                self._shard(planned, shard.loaded(), shown=PICTURES if number == 0 else 0)
         finally:
             self._progress.finish()
         return self._ledger
@@ -160,6 +164,7 @@ class _Computing:
         self._bench.crafted.clear()
         give_back()
         name, failed = data_key(shard), self._ledger.failed
+        self._ledger.shards.append(name)
         for network in {id(item.victim): item.victim for item in planned if item.victim is not None}.values():
             if id(network) not in failed:
                 try:
@@ -224,14 +229,15 @@ class _Computing:
         return outcome
 
 
+def sampled(data: Data) -> dict[str, list[int]]:
+    """The positions in the split of the images that were evaluated, where those are not simply the first ones."""
+    return {} if torch.equal(data.index, torch.arange(len(data))) else {"indices": data.index.tolist()}
+
+
 def origins(config: EvaluationConfig, registry: Registry) -> dict[str, str]:
     """Who provides each component that a config names."""
-    sources = [
-        *config.model,
-        *(knowledge.transfer for knowledge in config.knowledge if isinstance(knowledge, Transfer)),
-    ]
     found: dict[str, Component] = {f"dataset {config.dataset.name}": config.dataset}
-    found |= {f"model {label_of(source)}": source for source in sources}
+    found |= {f"model {label_of(source)}": source for source in sources(config)}
     found |= {f"attack {entry.attack.name}": entry.attack for entry in config.attacks}
     found |= {f"defense {member.name}": member for entry in config.defenses for member in entry.stack.members}
     return {name: str(registry.origin(item)) for name, item in found.items()}

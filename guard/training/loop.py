@@ -94,7 +94,7 @@ class _Updates:
 
     def update(self, batch: Data, done: float) -> Tensor:
         """One update of the weights; the loss, detached. `done`: the share of the training that lies behind."""
-        batch = Data(batch.images.to(self._device), batch.labels.to(self._device), batch.index)
+        batch = Data(batch.pixels().to(self._device), batch.labels.to(self._device), batch.index)
         images, targets = self._defense.augment(batch.floats(), batch.labels, self.generator)
         adversarial = self._defense.adversary(self._model, images, targets, self._threat, self.generator)
         for group in self._optimizer.param_groups:

@@ -197,7 +197,8 @@ def test_a_model_with_another_number_of_classes(images: Tensor, labels: Tensor, 
     other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(InputError) as caught:
         evaluate([linear, other], images, labels)
-    text = "model 'Sequential' returns 3 logits for the 2 classes of the data set. Give a model with 2 outputs"
+    text = "model 'Sequential' returns 3 logits for the 2 classes of the data set. Give a model with 2 outputs; "
+    text += "image files take num_outputs: 3"
     assert str(caught.value) == text
     with pytest.raises(InputError, match="returns 3 logits for the 2 classes"):
         evaluate(linear, images, labels, knowledge={"transfer": _live(other)})

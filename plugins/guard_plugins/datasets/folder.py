@@ -1,0 +1,237 @@
+"""Image files in folders, one for each class, or in a list; read when they are needed."""
+
+import csv
+import hashlib
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveInt, field_validator
+
+from guard import Data, DatasetSource, InputError, Rng, Split, hookimpl
+from guard_plugins.datasets.labels import Classes, read_classes, sorted_names, whole_numbers
+from guard_plugins.datasets.photographs import Photographs, shape_of
+
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val")}
+_COLUMNS = ("path", "label")
+
+
+class _ImageFiles(DatasetSource):
+    """What both have in common."""
+
+    label_hint = "classes:, label_offset: and num_outputs: of the data set"
+
+    resize: PositiveInt | None = None
+    """The shorter side in pixels. Where crop is left out too, both are what the models ask for."""
+    crop: PositiveInt | None = None
+    """The side of the square in the centre, after resizing. Epsilon is measured on what is left."""
+    classes: str | dict[str, Annotated[int, Field(strict=True, ge=0)]] | None = None
+    """Which output of the model each class is: imagenet, a file, or a mapping {class: output}; a file is such a mapping
+    (.json, .yaml) or has one class a line in the order of the outputs."""
+    label_offset: int = 0
+    """Added to every label: 1 for a model whose output 0 is a background class."""
+    num_outputs: PositiveInt | None = None
+    """How many outputs the model has, where that is not the last class plus 1."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        return {str(name): output for name, output in value.items()} if isinstance(value, Mapping) else value
+
+    @property
+    def framing(self) -> tuple[int | None, int | None]:
+        """As given."""
+        return self.resize, self.crop
+
+    @property
+    def num_classes(self) -> int:
+        """The outputs of the model."""
+        return len(self._classes().titles)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Where known; the number of the output elsewhere."""
+        return self._classes().titles
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W), of the first image. Raises InputError where that cannot be read."""
+        file, _ = next(self._listed(self.split))
+        return shape_of(file, self.resize, self.crop)
+
+    def load(self, split: Split) -> Data:
+        """See `DatasetSource.load`: every file's header is read, and its pixels when they are needed.
+
+        Raises InputError for what is no data set, images of mixed sizes and a label that is no class.
+        """
+        files, names = zip(*self._listed(split), strict=True)
+        photographs, outputs = Photographs.of(files, self.resize, self.crop), self._classes().outputs
+        return Data.streamed(photographs, photographs.shape, torch.tensor([outputs[name] for name in names]))
+
+    def sample(self, data: Data, limit: int, seed: int) -> Data:
+        """At most `limit` images with as many of each class, drawn by the seed: one of each class in turn.
+
+        A larger limit adds images behind those of a smaller one.
+        """
+        if limit >= len(data):
+            return data
+        order = Rng(seed, data.index, ()).uniform().argsort(stable=True)
+        turns, turn = Counter[int](), []
+        for label in data.labels[order].tolist():
+            turn.append(turns[label])
+            turns[label] += 1
+        return data[order[torch.tensor(turn).argsort(stable=True)[:limit]]]
+
+    def fingerprint(self) -> str:
+        """The content of every file."""
+        digest = hashlib.sha256(repr(self._classes()).encode())
+        for split in self._splits():
+            for file, name in self._listed(split):
+                with file.open("rb") as content:
+                    digest.update(f"{split} {name} ".encode() + hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
+
+    def _classes(self) -> Classes:
+        names = self._names()
+        known = self._numbered(names) if self.classes is None else read_classes(self.classes, names)
+        return known.at(self.label_offset, self.num_outputs, names)
+
+    @abstractmethod
+    def _splits(self) -> list[Split]:
+        """Those that are there."""
+
+    @abstractmethod
+    def _names(self) -> list[str]:
+        """The names of the classes, of all splits, sorted."""
+
+    @abstractmethod
+    def _numbered(self, names: list[str]) -> Classes:
+        """The outputs of classes where `classes` says none."""
+
+    @abstractmethod
+    def _listed(self, split: Split) -> Iterator[tuple[Path, str]]:
+        """Files, and the names of their classes; at least one."""
+
+
+class ImageFolder(_ImageFiles):
+    """Image files in one folder for each class.
+
+    Where `path` holds no other folders than train, test and val, the classes are in those: train is the training split,
+    test, or val where there is no test, the test split. Otherwise its folders are the classes of the test split.
+    Images may lie deeper inside a class's folder; what begins with a dot is left out.
+    """
+
+    name = "folder"
+
+    path: str
+    """The folder."""
+
+    def _splits(self) -> list[Split]:
+        return list(self._roots())
+
+    def _names(self) -> list[str]:
+        return sorted({folder.name for root in self._roots().values() for folder in _folders(root)})
+
+    def _numbered(self, names: list[str]) -> Classes:
+        return sorted_names(names)
+
+    def _listed(self, split: Split) -> Iterator[tuple[Path, str]]:
+        roots = self._roots()
+        if split not in roots:
+            raise InputError(f"'{self.path}' has no {split} images. Put its classes into {self.path}/{split}")
+        folders = _folders(roots[split])
+        if not folders:
+            raise InputError(f"'{roots[split]}' has no folders. Give each class its own there, or use image-list")
+        for folder in folders:
+            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
+            if not files:
+                raise InputError(f"class folder '{folder}' holds no images ({', '.join(_SUFFIXES)}). Take it away")
+            yield from ((file, folder.name) for file in files)
+
+    def _roots(self) -> dict[Split, Path]:
+        """The folder of each split."""
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            raise InputError(f"dataset 'folder' finds no folder '{self.path}'. Give path: FOLDER")
+        inside = {folder.name for folder in _folders(path)}
+        if not inside or not inside.issubset(name for names in _SPLITS.values() for name in names):
+            return {"test": path}
+        found = {split: [path / name for name in names if name in inside] for split, names in _SPLITS.items()}
+        return {split: folders[0] for split, folders in found.items() if folders}
+
+
+class ImageList(_ImageFiles):
+    """Image files listed in a csv with a header and the columns path and label; others are left out of account.
+
+    Paths are relative to the csv. Labels are whole numbers, the outputs of the model, unless `classes` says which
+    output each label is.
+    """
+
+    name = "image-list"
+
+    path: str
+    """The csv of the test split."""
+    train_path: str | None = None
+    """The csv of the training split, where something is to be trained."""
+
+    def _splits(self) -> list[Split]:
+        return ["test"] if self.train_path is None else ["train", "test"]
+
+    def _names(self) -> list[str]:
+        return sorted({label for split in self._splits() for _, _, label in self._rows(split)})
+
+    def _numbered(self, names: list[str]) -> Classes:
+        return whole_numbers(names)
+
+    def _listed(self, split: Split) -> Iterator[tuple[Path, str]]:
+        file, rows = self._file(split), list(self._rows(split))
+        if not rows:
+            raise InputError(f"'{file}' lists no images. Add lines below path,label")
+        for line, path, label in rows:
+            if not (file.parent / path).is_file():
+                raise InputError(
+                    f"'{file}', line {line}: there is no file '{file.parent / path}'. Write paths relative to the csv"
+                )
+            yield file.parent / path, label
+
+    def _rows(self, split: Split) -> Iterator[tuple[int, str, str]]:
+        """Line, path and label."""
+        file = self._file(split)
+        try:
+            with file.open(newline="", encoding="utf-8-sig") as lines:
+                table = csv.DictReader(lines)
+                header = table.fieldnames or ()
+                if not set(_COLUMNS) <= set(header):
+                    raise InputError(
+                        f"'{file}' has the columns {', '.join(header) or '(none)'}. Its first line must name path and "
+                        f"label"
+                    )
+                for row in table:
+                    if not row["path"] or not row["label"]:
+                        raise InputError(f"'{file}', line {table.line_num}: path or label is missing. Write both")
+                    yield table.line_num, row["path"].strip(), row["label"].strip()
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"'{file}' cannot be read: {error}. Give a csv with the columns path,label") from error
+
+    def _file(self, split: Split) -> Path:
+        name = self.path if split == "test" else self.train_path
+        if name is None:
+            raise InputError("dataset 'image-list' has no training images. Give train_path: FILE.csv")
+        return Path(name).expanduser()
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in a folder, sorted by name."""
+    found = [item for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")]
+    return sorted(found, key=lambda folder: folder.name)
+
+
+@hookimpl
+def guard_datasets() -> Iterable[type[DatasetSource]]:
+    """The data sets of this plugin."""
+    return [ImageFolder, ImageList]
