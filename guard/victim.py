@@ -3,14 +3,15 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from guard.counts import Counts
-from guard.errors import ContractError, InputError, suggestion
+from guard.errors import ContractError
 from guard.goal import Goal
+from guard.layers import recorded, shapes
 from guard.losses import cross_entropy
 from guard.rng import Rng
 from guard.stage import Stage, bridged
@@ -56,6 +57,7 @@ class Victim:
         self._eot = eot if any(stage.randomized for stage in stages) else 1
         self._maps: tuple[tuple[Transform, Tensor], ...] = ()  # the newest first, each with the images it is bound to
         self._rows = torch.arange(len(images), device=images.device)
+        self._blank = images.new_zeros((2, *images.shape[1:]))
         self._max_queries = max_queries
         self.counts = Counts(len(images), images.device)
         self._sinks: tuple[Counts, ...] = (self.counts,)
@@ -132,15 +134,15 @@ class Victim:
         """The gradient of each image's loss at its point, the losses (N,) and the logits (N, K).
 
         One forward and one backward. `loss(logits, goal)` returns one value per row; where `layers` are named, it is
-        called as `loss(logits, goal, features)` with a mapping from each layer's name to its output.
+        called as `loss(logits, goal, features)` with a mapping from each layer's name to its answer.
         """
         self._require("gradients")
         total: list[Tensor] = []
         for _ in range(self._eot):
-            with torch.enable_grad(), self._features(layers) as features:
+            with torch.enable_grad():
                 leaf = points.detach().requires_grad_()
                 with torch.autocast(leaf.device.type, torch.bfloat16, self._bf16):
-                    logits = self._forward(leaf, self._model if layers else None)
+                    logits, features = self._observed(leaf, layers)
                 logits = logits.to(leaf.dtype)
                 values = loss(logits, goal, features) if layers else loss(logits, goal)
                 gradient = self._backward(values, leaf)
@@ -148,6 +150,26 @@ class Victim:
             total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
         gradient, values, logits = (part / self._eot if self._eot > 1 else part for part in total)
         return gradient, values, logits
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """The layers that may be named, in the order in which they run, each with the shape of its answer to one image.
+
+        Names are those of the user's own network. Left out is what runs before the first layer with parameters, and
+        what does not answer with a row for each image. Found by a forward of blank images past all preprocesses, which
+        is not counted: it tells how the model is built and nothing about an image.
+        """
+        self._require("gradients")
+        return shapes(self._model, self._blank)
+
+    def features(self, points: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """What the named layers answer to points (k N, C, H, W), each (k N, ...), without a gradient; one forward.
+
+        Raises InputError for an unknown layer and for one that does not answer with a row for each point.
+        """
+        self._require("gradients")
+        with torch.no_grad():
+            return self._observed(points, layers)[1]
 
     def jacobian(self, points: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (N, c, C, H, W) of the logits of `classes` int64 (N, c), and the logits (N, K).
@@ -196,6 +218,13 @@ class Victim:
         logits: Tensor = (self._search if model is None else model)(points)
         return logits
 
+    def _observed(self, points: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and what the named layers answer; these are the model's own, never a faster execution's."""
+        if not layers:
+            return self._forward(points), {}
+        with recorded(self._model, layers, len(points)) as features:
+            return self._forward(points, self._model), features
+
     def _preprocessed(self, points: Tensor, draws: int) -> Tensor:
         rng = self._rng
         if draws > 1:
@@ -215,27 +244,6 @@ class Victim:
         finite = (gradient * 0).sum(tuple(range(1, gradient.dim()))) == 0  # flattened, channels_last would be copied
         for counts in self._sinks:
             counts.add_backward(rows, finite)
-
-    @contextmanager
-    def _features(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Collect the outputs of the named layers during a forward."""
-        known = dict(self._model.named_modules()) if layers else {}
-        for name in layers:
-            if name not in known:
-                raise InputError(f"the model has no layer '{name}'. {suggestion(name, known.keys() - {''})}")
-        features: dict[str, Tensor] = {}
-        handles = []
-        for name in layers:
-
-            def keep(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-                features[name] = output.clone()  # a later in-place activation would overwrite it
-
-            handles.append(known[name].register_forward_hook(keep))
-        try:
-            yield features
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class _Door(nn.Module):
