@@ -14,6 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MODELS = ("small-cnn", "resnet18-cifar")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
@@ -113,6 +114,23 @@ def test_the_attacks_of_audit_strength(workplace: Path, quickstart_cache: Path) 
         assert auto["robust_accuracy"] <= fast["robust_accuracy"] <= pgd["robust_accuracy"]
         assert auto["parts"][0]["name"] == "fast-autoattack"
         assert fab["curve"]
+
+
+def test_the_transfers(workplace: Path, quickstart_cache: Path) -> None:
+    command = blocks("sh")[4].strip()
+    settings = "--set defenses=[none] --set training.epochs=1 --limit 20"
+    done = guard(f"{command} {settings}", workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[4])) + 1][1].splitlines()
+    ours = done.stdout.strip().splitlines()
+    assert ours[1] == shown[1]
+    cells = json.loads((workplace / "runs/transfer/results.json").read_text())["cells"]
+    assert {cell["status"] for cell in cells} <= {"VALID", "SUSPECT"}  # one epoch may leave a network at chance
+    sources = {(cell["model"], cell["source"]) for cell in cells if cell["knowledge"] == "transfer"}
+    assert sources == {(model, source) for model in MODELS for source in MODELS}
+    own = {cell["label"]: cell for cell in cells if cell["model"] == cell["source"] == "small-cnn"}
+    white = {cell["label"]: cell for cell in cells if cell["model"] == "small-cnn" and cell["knowledge"] == "adaptive"}
+    assert white["bim"]["robust_accuracy"] <= own["bim"]["robust_accuracy"]
 
 
 @pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))

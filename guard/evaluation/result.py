@@ -54,6 +54,8 @@ class Row(BaseModel):
     epsilon: float
     knowledge: str
     """adaptive, oblivious or transfer."""
+    source: str | None = None
+    """The model a transferred attack was crafted on."""
     seed: int
     status: Status
     reason: str = ""
@@ -93,8 +95,6 @@ class Cell(Row):
     """The attack's entry, unique in the run: 'pgd', 'pgd#2', or what the config names with `as:`."""
     attack: str
     attack_parameters: dict[str, Any]
-    source: str | None = None
-    """The model a transferred attack was crafted on."""
     candidates: tuple[Candidate, ...] = ()
     parts: tuple[PartRow, ...] = ()
     """Of a cascade of attacks, its members in their order, in the first candidate; one that no image was left for is
@@ -111,7 +111,7 @@ class Cell(Row):
 
 
 class WorstCase(Row):
-    """Per image the worst over all attacks, goals and seeds of a model, defense, threat and knowledge.
+    """Per image the worst over all attacks, goals and seeds of a model, defense, threat, knowledge and source.
 
     Where the knowledge is adaptive it spans the cells of all knowledge, for that attacker could have taken their points
     too. `goal` names all of them, `seed` is the first; success is any error, whatever the goals.

@@ -144,28 +144,32 @@ def _part(name: str, rows: NDArray[np.int64]) -> PartRow:
 
 
 def worst_cases(scored: Sequence[Scored], labels: NDArray[np.int64], on_grid: bool) -> list[WorstCase]:
-    """Per image the worst over attacks, seeds and goals, for each model, defense, threat and knowledge.
+    """Per image the worst over attacks, seeds and goals, for each model, defense, threat, knowledge and source.
 
     The adaptive attacker could have taken any point of the others, so that row spans all knowledge.
     """
-    groups: dict[tuple[str, str, str, float, str], list[Scored]] = {}
+    groups: dict[tuple[str, str, str, float, str, str | None], list[Scored]] = {}
     for item in scored:
         cell = item.cell
         if cell.status != "NOT_APPLICABLE":
-            groups.setdefault((cell.model, cell.defense, cell.norm, cell.epsilon, cell.knowledge), []).append(item)
+            place = (cell.model, cell.defense, cell.norm, cell.epsilon, cell.knowledge, cell.source)
+            groups.setdefault(place, []).append(item)
     rows = []
-    for (*place, knowledge), members in groups.items():
+    for (*game, knowledge, source), members in groups.items():
         if knowledge == "adaptive":
-            members = [item for key, group in groups.items() if list(key[:4]) == place for item in group]
-        rows.append(_worst(members, knowledge, labels, on_grid))
+            members = [item for key, group in groups.items() if list(key[:4]) == game for item in group]
+        rows.append(_worst(members, knowledge, source, labels, on_grid))
     return rows
 
 
-def _worst(members: Sequence[Scored], knowledge: str, labels: NDArray[np.int64], on_grid: bool) -> WorstCase:
+def _worst(
+    members: Sequence[Scored], knowledge: str, source: str | None, labels: NDArray[np.int64], on_grid: bool
+) -> WorstCase:
     cells = [item.cell for item in members]
     status, reason = _status(cells)
     shared: dict[str, Any] = {
         "key": f"{cells[0].key}-worst-{knowledge}",
+        "source": source,
         "dataset": cells[0].dataset,
         "model": cells[0].model,
         "defense": cells[0].defense,

@@ -29,6 +29,8 @@ def _finding(rows: Sequence[WorstCase], game: str) -> str:
     unjudged = unique(_who(row, several) for row in rows if row.status not in SCORED)
     open_end = f" Not judged, as attacks are missing: {joined(unjudged)}." if unjudged else ""
     judged = [row for row in rows if row.status in SCORED]
+    weakest = {(row.model, row.defense): row for row in sorted(judged, key=_share, reverse=True)}
+    judged = [row for row in judged if weakest[row.model, row.defense] is row]  # of several sources the worst counts
     if not judged:
         return f"Nothing could be judged under {game}.{open_end}"
     best = max(judged, key=_share)

@@ -91,7 +91,7 @@ def unique(items: Iterable) -> list:  # type: ignore[type-arg]
 
 
 def _table(report: Results, setting: Setting, knowledge: str, source: str | None, cells: Sequence[Cell]) -> Table:
-    rows = [row for row in report.worst_case if _place(row) == (*setting[:4], knowledge)]
+    rows = [row for row in report.worst_case if (*_place(row), row.source) == (*setting[:4], knowledge, source)]
     lines = []
     for defense in unique(cell.defense for cell in cells):
         mine = [row for row in rows if row.defense == defense]

@@ -42,7 +42,7 @@ def worst(row: Row | None) -> str:
 def where(row: Row) -> str:
     """Which cell, in words."""
     what = row.label if isinstance(row, Cell) else "worst case"
-    source = f" from {row.source}" if isinstance(row, Cell) and row.source else ""
+    source = f" from {row.source}" if row.source else ""
     return f"{what} on {row.defense}, {row.knowledge}{source}"
 
 

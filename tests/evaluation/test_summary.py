@@ -108,6 +108,16 @@ def test_shards_are_joined_in_order() -> None:
     assert float(whole["seconds"]) == 3
 
 
+def test_each_source_of_transfers_has_a_worst_case_of_its_own() -> None:
+    items = [
+        scored("pgd", outcome([0, 1, 1, 0]), knowledge="transfer", source="a"),
+        scored("bim", outcome([1, 0, 1, 0]), knowledge="transfer", source="a"),
+        scored("pgd", outcome([1, 1, 1, 0]), knowledge="transfer", source="b"),
+    ]
+    rows = worst_cases(items, LABELS, True)
+    assert [(row.source, row.robust_accuracy) for row in rows] == [("a", 0.25), ("b", 0.75)]
+
+
 def test_adaptive_spans_all_knowledge_seeds_and_goals() -> None:
     items = [
         scored("pgd", outcome([0, 1, 1, 0])),

@@ -85,3 +85,15 @@ def test_transfers_from_two_sources_are_two_tables(report: Report) -> None:
     cells = [report.cells[0].model_copy(update={"knowledge": "transfer", "source": name}) for name in ("a", "b")]
     found = tables(report.model_copy(update={"cells": cells}))
     assert [table.attacker for table in found] == ["transfer from a", "transfer from b"]
+
+
+def test_of_several_sources_the_one_that_breaks_most_counts(report: Report) -> None:
+    row = report.worst_case[0]
+    shares = {"a": 0.4, "b": 0.2}
+    rows = [
+        row.model_copy(update={"knowledge": "transfer", "source": source, "robust_accuracy": share, "status": "VALID"})
+        for source, share in shares.items()
+    ]
+    (text,) = findings(report.model_copy(update={"worst_case": rows}))
+    assert "20.0 %" in text
+    assert "40.0 %" not in text
