@@ -9,6 +9,14 @@ from torch import Tensor, nn
 
 from guard.errors import InputError, suggestion
 
+
+class Around(nn.Module):
+    """What guard itself puts around a network."""
+
+    inner: nn.Module
+    """That network, or the one of several that gradients go through."""
+
+
 Note = Callable[[str, nn.Module, object, object], None]
 
 
@@ -63,6 +71,8 @@ def recorded(model: nn.Module, names: Sequence[str], rows: int) -> Iterator[dict
 
 def _own(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of the user's own network, which guard.model holds as its only child `net`."""
+    while isinstance(model, Around):
+        model = model.inner
     children = dict(model.named_children())
     net = children["net"] if list(children) == ["net"] else model
     return {name: layer for name, layer in net.named_modules() if name}

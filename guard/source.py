@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guard.component import Component
+from guard.errors import InputError
 from guard.threat import Amount
 
 Split = Literal["train", "test"]
@@ -45,6 +46,11 @@ class Streamed:
         images = torch.empty(self.shape, dtype=self.dtype)
         with ThreadPoolExecutor() as pool:
             for place, image in enumerate(pool.map(self.read, self.rows.tolist())):
+                if (image.dtype, tuple(image.shape)) != (self.dtype, self.image_shape):
+                    raise InputError(
+                        f"image {int(self.rows[place])} of the data set is {image.dtype} of {tuple(image.shape)}, not "
+                        f"uint8 of {self.image_shape}. Give images of one size"
+                    )
                 images[place] = image
         return images
 

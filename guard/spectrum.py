@@ -50,7 +50,12 @@ def lowest(side: int) -> int:
 @cache
 def _cosines(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The basis (side, side), a frequency in each row; computed in float64."""
+    with torch.inference_mode(False):  # a tensor of that mode could not take part in a gradient later
+        return _basis(side).to(device, dtype)
+
+
+def _basis(side: int) -> Tensor:
     place = torch.arange(side, dtype=torch.float64)
     rows = torch.cos(math.pi * place[:, None] * (place + 0.5) / side) * math.sqrt(2 / side)
     rows[0] /= math.sqrt(2)
-    return rows.to(device, dtype)
+    return rows

@@ -20,6 +20,14 @@ def test_it_is_scipys_and_its_inverse_goes_back(shape: tuple[int, ...], dtype: t
     torch.testing.assert_close(coefficients.square().sum(), images.square().sum())
 
 
+def test_a_transform_made_in_inference_mode_can_be_differentiated_later() -> None:
+    with torch.inference_mode():
+        dct2(torch.rand(1, 9, 11))
+    images = torch.rand(1, 9, 11, requires_grad=True)
+    dct2(images).sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+
+
 def test_a_constant_image_has_the_lowest_frequency_alone() -> None:
     coefficients = dct2(torch.full((1, 4, 6), 0.5, dtype=torch.float64))
     assert coefficients[0, 0, 0].item() == pytest.approx(0.5 * 24**0.5)

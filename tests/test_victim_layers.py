@@ -1,6 +1,6 @@
 """The layers of a model as its victim shows them: their names, shapes and features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import guard
 from guard import ContractError, Defense, Goal, InputError, Rng, Victim
+from guard.evaluation.prepare import Relaxed
 
 pytestmark = pytest.mark.usefixtures("global_generator_untouched")
 
@@ -172,3 +173,17 @@ def test_layers_and_features_need_access_to_gradients(make_victim: Make, images:
         victim.layers  # noqa: B018
     with pytest.raises(ContractError, match="asked the victim for gradients"):
         victim.features(images, ["conv"])
+
+
+def test_behind_a_relaxed_defense_the_layers_are_those_that_gradients_go_through(
+    make_victim: Make, images: Tensor
+) -> None:
+    relaxed = Relaxed(guard.model(Net()), guard.model(Net()))
+    victim = make_victim(relaxed, images)
+    assert list(victim.layers) == list(SHAPES)
+
+    def loss(logits: Tensor, goal: Goal, features: Mapping[str, Tensor]) -> Tensor:
+        return features["conv"].flatten(1).sum(1) + 0 * logits.sum(1)
+
+    gradient, _, _ = victim.gradient(images, Goal(torch.zeros(8, dtype=torch.int64)), loss, ["conv"])
+    assert gradient.abs().flatten(1).sum(1).min() > 0

@@ -43,9 +43,13 @@ def _show(item: "type[Component]", registry: "Registry") -> None:
     from rich.text import Text
 
     console = Console()
-    paragraphs = [" ".join(part.split()) for part in cleandoc(item.__doc__ or "").split("\n\n")]
+    paragraphs = [
+        part if part.startswith(" ") else " ".join(part.split())  # what is indented is a table
+        for part in cleandoc(item.__doc__ or "").split("\n\n")
+    ]
     console.print(Text(f"{item.kind} {item.name}", style="bold"))
-    console.print(Text("\n\n".join(paragraphs) + "\n"))
+    for part in paragraphs:
+        console.print(Text(f"{part}\n"), soft_wrap=part.startswith(" "))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("parameter", no_wrap=True)
     for header in ("type", "default", "what it does"):

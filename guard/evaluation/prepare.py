@@ -18,6 +18,7 @@ from guard.evaluation.images import unframed
 from guard.evaluation.keys import UnkeyableError, component_key, data_key, framework_source, key
 from guard.evaluation.network import Network, answer, beside
 from guard.evaluation.store import Store
+from guard.layers import Around
 from guard.progress import Progress
 from guard.rng import Rng, seeded
 from guard.source import Data, ModelSource
@@ -255,33 +256,33 @@ def _place(source: ModelSource, left: Stack) -> tuple[int, ...]:
     return id(source), *map(id, left.members)
 
 
-class Relaxed(nn.Module):
+class Relaxed(Around):
     """A model with the backward of another one: what it answers is its own."""
 
     def __init__(self, model: nn.Module, stand_in: nn.Module) -> None:
         super().__init__()
-        self.model, self.stand_in = model, stand_in
+        self.model, self.inner = model, stand_in
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K)."""
-        answer: Tensor = self.stand_in(images)
+        answer: Tensor = self.inner(images)
         with torch.no_grad():
             own: Tensor = self.model(images)
         return answer + (own - answer).detach()
 
 
-class Behind(nn.Module):
+class Behind(Around):
     """A network with a stack's stages in front of it while it is trained."""
 
     def __init__(self, stages: Sequence[Stage], model: nn.Module) -> None:
         super().__init__()
-        self.model, self._stages, self._calls = model, tuple(stages), 0
+        self.inner, self._stages, self._calls = model, tuple(stages), 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images after all stages."""
         self._calls += 1
         rng = Rng(self._calls, torch.arange(len(images), device=images.device), tuple(images.shape[1:]))
-        logits: Tensor = self.model(bridged(self._stages, images, rng))
+        logits: Tensor = self.inner(bridged(self._stages, images, rng))
         return logits
 
 

@@ -104,6 +104,7 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
     lines = applies or lines
     notes = (
         *_measured(report),
+        *_from_itself(setting, source),
         *_limits(report),
         *_estimates(lines),
         *_distances(lines, setting),
@@ -122,6 +123,16 @@ def _limits(report: Results) -> list[str]:
     """What every attack was held to beside the threat."""
     queries = report.config.get("max_queries")
     return [] if queries is None else [f"No attack could ask about an image more than {queries:,} times (max_queries)."]
+
+
+def _from_itself(setting: Setting, source: str | None) -> list[str]:
+    """That a model is its own source."""
+    if source != setting.model:
+        return []
+    return [
+        f"The source is {source} itself: where a defense leaves its weights as they are, and on none, nothing is "
+        f"transferred, and the attacker knows them."
+    ]
 
 
 def _measured(report: Results) -> list[str]:

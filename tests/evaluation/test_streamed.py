@@ -251,3 +251,16 @@ def test_the_key_of_streamed_images_is_that_of_the_same_in_memory() -> None:
         patch.setattr(Streamed, "tensor", lambda self: peak.append(len(self)) or tensor(self))
         data_key(streamed)
     assert peak == [256, 256, 88]
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.full((3, 2, 2), 0.7), r"torch.float32 of \(3, 2, 2\), not uint8 of \(3, 2, 2\)"),
+        (torch.zeros(1, 2, 2, dtype=torch.uint8), r"torch.uint8 of \(1, 2, 2\), not"),
+    ],
+)
+def test_a_reader_that_gives_something_else_is_an_error(image: Tensor, said: str) -> None:
+    data = Data.streamed(lambda position: image, (3, 2, 2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match=rf"^image 0 of the data set is {said}"):
+        data.loaded()

@@ -236,7 +236,7 @@ def test_a_list(animals: Path, tmp_path: Path) -> None:
     assert (both.load("train").labels.tolist(), both.num_classes) == ([5], 6)
     named = write_list(tmp_path / "n.csv", "path,label\nanimals/dog/z.png,dog\nanimals/ant/q.png,ant\n")
     assert ImageList(path=str(named), classes={"ant": 4, "dog": 1}).load("test").labels.tolist() == [1, 4]
-    text = "label 'ant' is no whole number. Give classes:, which says the output of each label"
+    text = "label 'ant' is no whole number below a million. Give classes:, with the output of each label"
     refused(text, lambda: ImageList(path=str(named)).load("test"))
 
 

@@ -75,7 +75,7 @@ class _ImageFiles(DatasetSource):
     def sample(self, data: Data, limit: int, seed: int) -> Data:
         """At most `limit` images with as many of each class, drawn by the seed: one of each class in turn.
 
-        A larger limit adds images behind those of a smaller one.
+        A larger limit adds images behind those of a smaller one; one that takes all leaves them in their order.
         """
         if limit >= len(data):
             return data
@@ -147,7 +147,7 @@ class ImageFolder(_ImageFiles):
         if not folders:
             raise InputError(f"'{roots[split]}' has no folders. Give each class its own there, or use image-list")
         for folder in folders:
-            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
             files = [file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts)]
             if not files:
                 raise InputError(f"class folder '{folder}' holds no images ({', '.join(_SUFFIXES)}). Take it away")

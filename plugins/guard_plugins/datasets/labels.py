@@ -9,6 +9,7 @@ from guard import InputError
 
 _WORDNET = re.compile(r"n\d{8}(?!\w)")
 _IMAGENET = 1000
+_MOST = 10**6
 
 
 class Classes(NamedTuple):
@@ -28,6 +29,10 @@ class Classes(NamedTuple):
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(f"classes: does not say which output '{unknown[0]}'{more} is. Add it, or take it away")
         total = len(self.titles) + offset if total is None else total
+        if total > _MOST:
+            raise InputError(
+                f"there would be {total} outputs. Give classes:, label_offset: and num_outputs: below {_MOST}"
+            )
         outputs = {name: self.outputs[name] + offset for name in present}
         for name, output in outputs.items():
             if not 0 <= output < total:
@@ -49,9 +54,11 @@ def sorted_names(names: Sequence[str]) -> Classes:
 
 def whole_numbers(labels: Sequence[str]) -> Classes:
     """Labels that say their output themselves. Raises InputError."""
-    wrong = [label for label in labels if not re.fullmatch(r"-?\d+", label)]
+    wrong = [label for label in labels if not re.fullmatch(r"-?\d{1,6}", label)]
     if wrong:
-        raise InputError(f"label '{wrong[0]}' is no whole number. Give classes:, which says the output of each label")
+        raise InputError(
+            f"label '{wrong[0][:40]}' is no whole number below a million. Give classes:, with the output of each label"
+        )
     numbers = {label: int(label) for label in labels}
     return Classes(numbers, tuple(map(str, range(1 + max(numbers.values())))))
 
