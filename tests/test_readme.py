@@ -122,8 +122,8 @@ def test_the_transfers(workplace: Path, quickstart_cache: Path) -> None:
     done = guard(f"{command} {settings}", workplace, quickstart_cache)
     assert done.returncode == 0, done.stderr
     shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[4])) + 1][1].splitlines()
-    ours = done.stdout.strip().splitlines()
-    assert ours[1] == shown[1]
+    ours = [line.rstrip() for line in done.stdout.splitlines()]
+    assert shown[1] in ours
     cells = json.loads((workplace / "runs/transfer/results.json").read_text())["cells"]
     assert {cell["status"] for cell in cells} <= {"VALID", "SUSPECT"}  # one epoch may leave a network at chance
     sources = {(cell["model"], cell["source"]) for cell in cells if cell["knowledge"] == "transfer"}
