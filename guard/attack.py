@@ -49,7 +49,7 @@ class Attack(Component, ABC):
         """
 
     def cost(self, num_classes: int) -> Cost | None:
-        """The most it asks of the victim for one image; None where it does not say."""
+        """The most it asks of the victim for one image that it may drop; None where it does not say."""
         return None
 
 

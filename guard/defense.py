@@ -1,10 +1,9 @@
 """Defense: a base of no-ops, one method per moment at which a defense can act."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
@@ -21,12 +20,18 @@ class Step:
     model: nn.Module
     images: Tensor
     adversarial: Tensor
-    """What the loss is taken on; a defense that replays a batch writes its next point here before it proceeds."""
+    """What the loss is taken on; a defense that replays a batch writes its next point here before it proceeds. Where it
+    requires a gradient, proceeding leaves the loss's there, of the mean over the batch."""
     targets: Tensor
-    optimizer: torch.optim.Optimizer
+    objective: Callable[[], Tensor]
+    """The stack's loss on the batch as it stands here, with its graph; nothing is updated."""
+    threat: ThreatModel
+    epoch: int
+    """From 0."""
+    epochs: int
     generator: Generator
-    memory: dict[str, Any] = field(default_factory=dict)
-    """What a defense keeps from update to update."""
+    memory: dict[str, Tensor]
+    """What defenses keep from update to update; it is saved with the training, and given back where that is resumed."""
 
 
 class Defense(Component):

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+_MANY, _FEW = 30, 5
+
 
 class GuardError(Exception):
     """Base of everything guard raises on purpose; its text is one line for the user."""
@@ -40,11 +42,13 @@ class NotApplicable(GuardError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The sentence that names the nearest known word, or lists what is known."""
+    """The sentence that names the nearest known word, or lists what is known: of many the first."""
     known = sorted(known)
     near = get_close_matches(word, known, n=1)
     if near:
         return f"Did you mean '{near[0]}'?"
+    if len(known) > _MANY:
+        return f"Known are {len(known)}, such as {', '.join(known[:_FEW])}"
     return f"Known: {', '.join(known)}" if known else "None is known"
 
 

@@ -132,8 +132,12 @@ def test_the_left_update_is_outermost() -> None:
         images=IMAGES,
         adversarial=IMAGES,
         targets=TARGETS,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        objective=lambda: torch.tensor(3.0),
+        threat=THREAT,
+        epoch=0,
+        epochs=1,
         generator=GENERATOR,
+        memory={},
     )
 
     def proceed() -> Tensor:

@@ -68,10 +68,16 @@ def _joined(name: str, parts: Sequence[Part]) -> Part:
 
 
 def applicable(attack: Attack, label: str, threat: ThreatModel, access: Access) -> None:
-    """Raise NotApplicable where an attack does not work in the threat's norm, or asks for more than a model gives."""
+    """Raise NotApplicable where an attack does not work in the threat's norm, or asks for more than a model gives.
+
+    An attack that is a parameter of this one has to do so, too.
+    """
     if threat.norm not in attack.norms:
         known = ", ".join(sorted(attack.norms))
         raise NotApplicable(f"attack '{label}' works in {known}, not in {threat.norm}. Use one of its norms")
+    for _, inner in attack:
+        if isinstance(inner, Attack):
+            applicable(inner, f"{label}: {inner.name}", threat, access)
     if isinstance(attack, Cascade):
         for name, member in attack.sequence(threat):
             applicable(member, f"{label}: {name}", threat, access)

@@ -150,7 +150,9 @@ def suspicion(network: Network, logits: Tensor, clean: Flags, dataset: DatasetSo
     if network.access != "labels" and logits.min() >= 0 and logits.max() <= 1 and (sums - 1).abs().max() < 1e-4:
         return "SUSPECT", 'the model\'s outputs look like probabilities. Give outputs="probabilities"'
     chance = 1 / dataset.num_classes
-    if wilson(int(clean.sum()), len(clean))[0] <= chance or clean.mean() < _LOW:
-        text = f"clean accuracy {clean.mean():.1%} on {len(clean)} images is not clearly above chance ({chance:.1%})"
+    at_chance = wilson(int(clean.sum()), len(clean))[0] <= chance
+    if at_chance or clean.mean() < _LOW:
+        above = f"not clearly above chance ({chance:.1%})" if at_chance else f"below {_LOW:.0%}"
+        text = f"clean accuracy {clean.mean():.1%} on {len(clean)} images is {above}"
         return "SUSPECT", f"{text}. Check {dataset.label_hint} and the normalisation"
     return "VALID", ""

@@ -90,7 +90,7 @@ class _Updates:
         self._model, self._defense, self._threat, self._training = model.train(), defense, threat, training
         self._device = device
         self._optimizer = _optimizer(model, training)
-        self._memory: dict[str, object] = {}
+        self._memory: dict[str, Tensor] = {}
 
     def update(self, batch: Data, done: float) -> Tensor:
         """One update of the weights; the loss, detached. `done`: the share of the training that lies behind."""
@@ -99,11 +99,26 @@ class _Updates:
         adversarial = self._defense.adversary(self._model, images, targets, self._threat, self.generator)
         for group in self._optimizer.param_groups:
             group["lr"] = _learning_rate(self._training, done)
-        step = Step(self._model, images, adversarial, targets, self._optimizer, self.generator, self._memory)
+
+        def objective() -> Tensor:
+            return self._defense.loss(self._model, step.images, step.adversarial, step.targets, self.generator)
+
+        step = Step(
+            model=self._model,
+            images=images,
+            adversarial=adversarial,
+            targets=targets,
+            objective=objective,
+            threat=self._threat,
+            epoch=0,
+            epochs=self._training.epochs,
+            generator=self.generator,
+            memory=self._memory,
+        )
 
         def proceed() -> Tensor:
             self._optimizer.zero_grad()
-            loss = self._defense.loss(self._model, step.images, step.adversarial, step.targets, self.generator)
+            loss = objective()
             loss.backward()
             self._optimizer.step()
             return loss.detach()

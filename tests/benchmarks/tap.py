@@ -8,13 +8,10 @@ the share of the images that a network classifies correctly which it no longer d
 """
 
 import argparse
-import csv
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +19,10 @@ import guard
 from guard import ThreatModel, dct2
 from guard.goal import correct
 from tests.benchmarks.measure import heading, table
-from tests.benchmarks.victims import data, published, published_module
+from tests.benchmarks.victims import data, photographs, published
 
 Spec = dict[str, Any]
-ROWS = ["tap-paper", "squared:0.05:sum:0"]
+ROWS = ["tap", "tap-paper", "tap smoothness_weight=0"]
 
 
 @dataclass(frozen=True)
@@ -58,27 +55,16 @@ def cifar10(count: int) -> Study:
 
 
 def nips17(count: int) -> Study:
-    """The images that lie beside GUARD_VICTIMS."""
-    from PIL import Image
-
-    module = published_module()
-    assert module is not None
-    folder = Path(str(module.__file__)).parent / "nips17"
-    with open(folder / "images.csv") as file:
-        labels = {row["ImageId"]: int(row["TrueLabel"]) for row in csv.DictReader(file)}
-    files = sorted(folder.glob("*.png"))[:count]
-    images = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
-    truth = torch.tensor([labels[file.stem] for file in files])
-    return Study(images / 255, truth, "imagenet_mobilenet_v2", "imagenet_mobilenet_v1_075", 16 / 255, 75)
+    """The first photographs."""
+    images, labels = photographs(count)
+    return Study(images, labels, "imagenet_mobilenet_v2", "imagenet_mobilenet_v1_075", 16 / 255, 75)
 
 
 def spec(row: str) -> Spec:
-    """An attack by its name, or TAP by its settings: distance:feature weight:smoothness:smoothness weight."""
-    if ":" not in row:
-        return {"name": row}
-    distance, feature, kind, weight = row.split(":")
-    features, smooth = {"distance": distance, "feature_weight": float(feature)}, {"smoothness": kind}
-    return {"name": "tap", **features, **smooth, "smoothness_weight": float(weight)}
+    """An attack's name and its settings: "tap feature_weight=0.05 layers=1.layer2,1.layer3"."""
+    name, *settings = row.split()
+    given = dict(setting.split("=") for setting in settings)
+    return {"name": name} | {key: value.split(",") if key == "layers" else value for key, value in given.items()}
 
 
 def attacked(study: Study, row: str, nets: list[nn.Module], clean: list[Tensor]) -> Row:
@@ -125,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", choices=("cifar10", "nips17"), default="cifar10")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--rows", nargs="*", default=ROWS, help="bim, or TAP as squared:0.05:sum:0.1")
+    parser.add_argument("--rows", nargs="*", default=ROWS, help="'bim', 'tap smoothness_weight=0'")
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = {"cifar10": cifar10, "nips17": nips17}[given.data](given.images)

@@ -1,5 +1,6 @@
 """The classifiers that are attacked: published ones, and two that are trained here once and kept."""
 
+import csv
 import importlib.util
 import os
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import platformdirs
 import torch
 from safetensors.torch import load_model, save_model
@@ -62,6 +64,18 @@ def data(dataset: str, split: Split = "test") -> Data:
     """From GUARD_DATA."""
     found: Data = REGISTRY.create("dataset", dataset).load(split)
     return found
+
+
+def photographs(count: int) -> tuple[Tensor, Tensor]:
+    """The first NIPS-2017 images, (count, 3, 299, 299) in [0, 1], and their classes; they lie beside GUARD_VICTIMS."""
+    from PIL import Image
+
+    folder = Path(os.environ["GUARD_VICTIMS"]).parent / "nips17"
+    with open(folder / "images.csv") as file:
+        labels = {row["ImageId"]: int(row["TrueLabel"]) for row in csv.DictReader(file)}
+    files = sorted(folder.glob("*.png"))[:count]
+    images = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    return images / 255, torch.tensor([labels[file.stem] for file in files])
 
 
 def correct(model: nn.Module, dataset: str, count: int) -> tuple[Tensor, Tensor]:

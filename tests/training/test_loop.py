@@ -86,7 +86,7 @@ class Recorded(Defense):
 
     def update(self, step: Step, proceed: Callable[[], Tensor]) -> Tensor:
         self.events.append("before")
-        step.memory["updates"] = step.memory.get("updates", 0) + 1
+        step.memory["updates"] = step.memory.get("updates", torch.tensor(0)) + 1
         before = weights(step.model)
         result = proceed()
         assert not torch.equal(weights(step.model), before)

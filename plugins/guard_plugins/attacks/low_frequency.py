@@ -101,11 +101,6 @@ class LowFrequency(Attack):
 
     def _inner(self, threat: ThreatModel) -> ThreatModel:
         """The threat that `attack` works under."""
-        if threat.norm not in self.attack.norms:
-            raise InputError(
-                f"attack '{self.attack.name}' of attack '{self.name}' cannot attack in {threat.norm}. "
-                f"Give it another attack, or a threat in {' or '.join(sorted(self.attack.norms))}"
-            )
         try:
             epsilon = self.parameter_epsilon
             return threat if epsilon is None else ThreatModel(norm=threat.norm, epsilon=epsilon)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from guard import LOSSES, Attack, Cost, Goal, Memory, Rng, ThreatModel, Victim, hookimpl
+from guard import LOSSES, Attack, Cost, Goal, InputError, LossName, Memory, Rng, ThreatModel, Victim, hookimpl
 from guard_plugins.attacks.gradient_sign import BIM
 
 _log = logging.getLogger(__name__)
@@ -31,24 +31,50 @@ class TAP(BIM):
     The power's slope is infinite at 0: u becomes sign(u) (|u| + 1e-12)^power, whose slope is finite, and 0 at 0.
     Published reimplementations disagree on the distance and on whether the smoothness is summed; both are parameters
     here. The weighted terms are logged at each step (level DEBUG, means over the batch).
+
+    Measured, 10 steps of epsilon / 10, seed 0: success in % on the source and on a network that was not looked into,
+    its difference to mi-fgsm with a 95 % interval, and the share of energy in the lowest quarter of both axes.
+    CIFAR-10, linf 8/255, ResNet-20 to ResNet-56; NIPS-2017, 16/255, MobileNet v2 to v1. The defaults are those of the
+    greatest advantage over mi-fgsm on the first 500 and 75 images; these are the other 500 and 75.
+
+        CIFAR-10                      source  transfer  - mi-fgsm          energy
+        bim                            100.0      84.4  -4.8 [-7.0, -2.7]    0.08
+        mi-fgsm                        100.0      89.3                       0.07
+        tap                            100.0      89.7  +0.4 [-2.0, +2.9]    0.14
+        tap, cross-entropy              99.8      88.6  -0.7 [-3.1, +1.7]    0.15
+        tap, feature_weight 0          100.0      83.1  -6.1 [-8.9, -3.3]    0.37
+        tap, plain distance, 0.2       100.0      87.7  -1.5 [-3.8, +0.8]    0.31
+        tap, smoothness_weight 0       100.0      89.9  +0.7 [-1.6, +2.9]    0.06
+        tap, smoothness_weight 10       99.8      75.2  -14  [-18, -10]      0.58
+        tap-paper                       70.2      24.1  -65  [-69, -61]      0.64
+
+        NIPS-2017
+        bim                            100.0      32.8  -31  [-44, -18]      0.37
+        mi-fgsm                        100.0      63.8                       0.44
+        tap                            100.0      74.1  +10  [+1, +20]       0.66
+        tap-paper                       93.8      65.5  +1.7 [-10, +13]      0.72
+
+    So the features' distance earns the transfer; smooth perturbations cost none of it on photographs.
     """
 
     name = "tap"
     paper = "Zhou et al.: Transferable adversarial perturbations, ECCV 2018"
     bf16 = False  # the features differ by less than it resolves
 
+    loss: LossName = "margin"
+    """What the steps increase; unlike the paper's cross-entropy, the margin grows on once an image has fallen."""
     layers: tuple[str, ...] | None = None
     """Whose outputs are compared, by their names in the model; where left out, one at each scale (a factor of 2 in
     side) with more than one position: the outermost module there, and of several the last, which is the end of a stage.
     A network with fewer than three scales, such as a transformer, is cut into quarters instead, and in one without
     positions the hidden vectors are."""
-    feature_weight: NonNegativeFloat = 0.05
+    feature_weight: NonNegativeFloat = 0.02
     """Weight of the features' distance."""
     distance: Literal["squared", "plain"] = "squared"
     """Whether a layer's Euclidean distance is squared."""
     power: Annotated[float, Field(gt=0, le=1)] = 0.5
     """What the absolute values of the features are raised to."""
-    smoothness_weight: NonNegativeFloat = 0.1
+    smoothness_weight: NonNegativeFloat = 1.0
     """Weight of the smoothness."""
     smoothness: Literal["sum", "mean"] = "sum"
     """Whether the smoothness is summed over all values of the perturbation or averaged."""
@@ -61,7 +87,12 @@ class TAP(BIM):
         memory = {"images": images}
         if self.feature_weight:
             layers = default_layers(victim.layers) if self.layers is None else self.layers
-            _log.debug("%s compares the layers %s", self.name, ", ".join(layers) or "(none)")
+            if not layers:
+                raise InputError(
+                    f"attack '{self.name}' finds no layers to compare: the model's answer is not computed by modules "
+                    f"in it. Attack an nn.Module of several, or give feature_weight: 0"
+                )
+            _log.debug("%s compares the layers %s", self.name, ", ".join(layers))
             for name, value in _affordable(victim, images, layers).items():
                 memory[_OF + name] = self.normalised(value)
         return point, memory
@@ -120,6 +151,10 @@ class PaperTAP(TAP):
 
     name = "tap-paper"
 
+    loss: LossName = "cross-entropy"
+    """The paper's."""
+    feature_weight: NonNegativeFloat = 0.05
+    """Weight of the features' distance."""
     distance: Literal["squared", "plain"] = "plain"
     """Whether a layer's Euclidean distance is squared."""
     smoothness_weight: NonNegativeFloat = 1e3

@@ -1,7 +1,6 @@
 """Image files in folders, one for each class, or in a list; read when they are needed."""
 
 import csv
-import hashlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -86,23 +85,10 @@ class _ImageFiles(DatasetSource):
             turns[label] += 1
         return data[order[torch.tensor(turn).argsort(stable=True)[:limit]]]
 
-    def fingerprint(self) -> str:
-        """The content of every file."""
-        digest = hashlib.sha256(repr(self._classes()).encode())
-        for split in self._splits():
-            for file, name in self._listed(split):
-                with file.open("rb") as content:
-                    digest.update(f"{split} {name} ".encode() + hashlib.file_digest(content, "sha256").digest())
-        return digest.hexdigest()
-
     def _classes(self) -> Classes:
         names = self._names()
         known = self._numbered(names) if self.classes is None else read_classes(self.classes, names)
         return known.at(self.label_offset, self.num_outputs, names)
-
-    @abstractmethod
-    def _splits(self) -> list[Split]:
-        """Those that are there."""
 
     @abstractmethod
     def _names(self) -> list[str]:
@@ -122,7 +108,8 @@ class ImageFolder(_ImageFiles):
 
     Where `path` holds no other folders than train, test and val, the classes are in those: train is the training split,
     test, or val where there is no test, the test split. Otherwise its folders are the classes of the test split.
-    Images may lie deeper inside a class's folder; what begins with a dot is left out.
+    Images may lie deeper inside a class's folder; what begins with a dot is left out. Without `classes` the outputs are
+    the folders in alphabetical order, or the names themselves where all are whole numbers.
     """
 
     name = "folder"
@@ -130,14 +117,11 @@ class ImageFolder(_ImageFiles):
     path: str
     """The folder."""
 
-    def _splits(self) -> list[Split]:
-        return list(self._roots())
-
     def _names(self) -> list[str]:
         return sorted({folder.name for root in self._roots().values() for folder in _folders(root)})
 
     def _numbered(self, names: list[str]) -> Classes:
-        return sorted_names(names)
+        return whole_numbers(names) if all(name.isdecimal() for name in names) else sorted_names(names)
 
     def _listed(self, split: Split) -> Iterator[tuple[Path, str]]:
         roots = self._roots()
@@ -179,11 +163,9 @@ class ImageList(_ImageFiles):
     train_path: str | None = None
     """The csv of the training split, where something is to be trained."""
 
-    def _splits(self) -> list[Split]:
-        return ["test"] if self.train_path is None else ["train", "test"]
-
     def _names(self) -> list[str]:
-        return sorted({label for split in self._splits() for _, _, label in self._rows(split)})
+        splits: list[Split] = ["test"] if self.train_path is None else ["train", "test"]
+        return sorted({label for split in splits for _, _, label in self._rows(split)})
 
     def _numbered(self, names: list[str]) -> Classes:
         return whole_numbers(names)
@@ -193,7 +175,7 @@ class ImageList(_ImageFiles):
         if not rows:
             raise InputError(f"'{file}' lists no images. Add lines below path,label")
         for line, path, label in rows:
-            if not (file.parent / path).is_file():
+            if not _is_file(file.parent / path):
                 raise InputError(
                     f"'{file}', line {line}: there is no file '{file.parent / path}'. Write paths relative to the csv"
                 )
@@ -223,6 +205,13 @@ class ImageList(_ImageFiles):
         if name is None:
             raise InputError("dataset 'image-list' has no training images. Give train_path: FILE.csv")
         return Path(name).expanduser()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long
+        return False
 
 
 def _folders(path: Path) -> list[Path]:

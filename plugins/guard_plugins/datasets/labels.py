@@ -74,7 +74,7 @@ def read_classes(classes: str | Mapping[str, int], names: Sequence[str]) -> Clas
     if classes == "imagenet":
         return _imagenet(names)
     try:
-        text = Path(classes).expanduser().read_text(encoding="utf-8")
+        text = Path(classes).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"classes: '{classes}' is no text file. Write imagenet, a file with one class a line in the order of the "

@@ -41,7 +41,7 @@ class Photographs:
             if other != shape:
                 raise InputError(
                     f"images have different sizes: '{first}' is {_said(shape)}, '{file}' is {_said(other)}"
-                    f"{' after resize' if resize else ''}. Give resize: and crop:"
+                    f"{' after resize. Give crop:' if resize else '. Give resize: and crop:'}"
                 )
         return cls(tuple(files), resize, crop, shape)
 

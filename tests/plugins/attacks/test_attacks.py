@@ -125,7 +125,8 @@ def test_saturated_and_constant_models_give_no_nan(
     attack, threat = create(name), ThreatModel(norm=norm, epsilon=EPSILON[norm])
     bias = torch.tensor([1e3, 0, -1e3, 5])
     for model in (linear(torch.zeros(4, 48), bias), linear(1e-3 * torch.ones(4, 48), bias)):
-        victim = make_victim(model, images, access=attack.access)
+        layers = nn.Sequential(model, nn.Identity())  # an attack on features needs a hidden one
+        victim = make_victim(layers, images, access=attack.access)
         adversarial = perturb(attack, victim, images.clone(), Goal(torch.zeros(4, dtype=torch.int64)), threat)
         assert adversarial.isfinite().all()
         if name != "saved":
@@ -219,7 +220,8 @@ def test_an_attack_costs_at_most_what_it_says(
     attack, threat = create(name), ThreatModel(norm=norm, epsilon=EPSILON[norm])
     cost = attack.cost(4)
     assert cost is not None
-    victim = make_victim(linear(weight, torch.tensor([90.0, 0, 1, 2]).double()), images, access=attack.access)
+    model = nn.Sequential(linear(weight, torch.tensor([90.0, 0, 1, 2]).double()), nn.Identity())
+    victim = make_victim(model, images, access=attack.access)
     perturb(attack, victim, images.clone(), Goal(torch.zeros(2, dtype=torch.int64)), threat)
     forwards, backwards = victim.counts.forwards.max(), victim.counts.backwards.max()
     if (name, norm) == ("autoattack", "l1"):  # more restarts than it states, which is for linf

@@ -88,6 +88,7 @@ def test_the_gradient_is_the_slope_of_the_whole_objective(
         distance=distance,
         smoothness=smoothness,
         power=power,
+        loss="cross-entropy",
         feature_weight=0.7,
         smoothness_weight=1.3,
     )
@@ -150,14 +151,14 @@ def test_the_first_step_is_fgsms(attack: TAP, norm: Any, make_victim: Make, imag
     threat = ThreatModel(norm=norm, epsilon=0.1)
     victim = make_victim(Small(), images, drop=False)
     adversarial = perturb(attack, victim, images, goal, threat)
-    assert torch.equal(adversarial, perturb(FGSM(), victim, images, goal, threat))
+    assert torch.equal(adversarial, perturb(FGSM(loss=attack.loss), victim, images, goal, threat))
     assert not torch.equal(adversarial, images)
 
 
 def test_without_the_two_new_terms_it_is_bim(make_victim: Make, images: Tensor, goal: Goal) -> None:
     victim = make_victim(Small(), images, drop=False)
     plain = TAP(feature_weight=0, smoothness_weight=0)
-    assert torch.equal(perturb(plain, victim, images, goal), perturb(BIM(), victim, images, goal))
+    assert torch.equal(perturb(plain, victim, images, goal), perturb(BIM(loss="margin"), victim, images, goal))
     assert victim.counts.forwards.tolist() == [20] * 8  # no clean features are asked for
     assert plain.cost(4) == BIM().cost(4)
 
@@ -197,7 +198,7 @@ def test_smoothness_moves_energy_to_low_frequencies(make_victim: Make, linear: C
     grey, goal, threat = torch.full((4, 1, 16, 16), 0.5), Goal(torch.zeros(4, dtype=torch.int64)), LINF
     shares = []
     for weight in (0.0, 0.5, 1.0, 2.0, 100.0):
-        attack = TAP(loss="margin", smoothness_weight=weight, smoothness="sum", steps=20)
+        attack = TAP(loss="margin", feature_weight=0, smoothness_weight=weight, smoothness="sum", steps=20)
         victim = make_victim(model, grey, drop=False)
         moved = attack.perturb(victim, grey, goal, threat, Rng(0, torch.arange(4), (1, 16, 16))) - grey
         energy = dct2(moved).square()
@@ -251,15 +252,16 @@ def test_it_works_through_a_transform(make_victim: Make, images: Tensor, goal: G
         return origin + (z - 0.5)
 
     inside = 0.2 + 0.6 * images
-    direct = perturb(TAP(), make_victim(net, inside, drop=False), inside, goal)
-    through = perturb(TAP(), victim.through(shifted, inside), grey, goal)
+    attack = TAP(loss="cross-entropy", smoothness_weight=0.1)
+    direct = perturb(attack, make_victim(net, inside, drop=False), inside, goal)
+    through = perturb(attack, victim.through(shifted, inside), grey, goal)
     torch.testing.assert_close(through - grey, direct - inside, atol=1e-12, rtol=0)
 
 
 def test_the_three_terms_are_logged(
     make_victim: Make, images: Tensor, goal: Goal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    net, attack = Small(), TAP(layers=("second",), steps=3, smoothness_weight=2)
+    net, attack = Small(), TAP(layers=("second",), steps=3, loss="cross-entropy", smoothness_weight=2)
     with caplog.at_level(logging.DEBUG, logger="guard_plugins.attacks.tap"):
         adversarial = perturb(attack, make_victim(net, images, drop=False), images, goal)
     lines = [record.getMessage() for record in caplog.records]
@@ -277,6 +279,16 @@ def test_the_three_terms_are_logged(
     assert sum(parts) == pytest.approx(float(loss.mean()), rel=1e-3)
     local = F.avg_pool2d(adversarial - images, 3, 1, 1).abs().flatten(1).sum(1)
     assert parts[2] == pytest.approx(2 * float(local.mean()), rel=1e-3)
+
+
+def test_a_model_without_modules_has_no_features(make_victim: Make, images: Tensor, goal: Goal) -> None:
+    class Bare(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :4]
+
+    with pytest.raises(InputError, match=r"^attack 'tap' finds no layers to compare: .* or give feature_weight: 0$"):
+        perturb(TAP(), make_victim(Bare(), images), images, goal)
+    perturb(TAP(feature_weight=0), make_victim(Bare(), images), images, goal)
 
 
 def test_an_unknown_layer_is_named_with_the_nearest(make_victim: Make, images: Tensor, goal: Goal) -> None:
