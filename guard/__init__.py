@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from guard.api import craft as craft
     from guard.api import evaluate as evaluate
     from guard.api import load_run as load_run
+    from guard.api import train as train
     from guard.attack import Attack as Attack
     from guard.attack import Cost as Cost
     from guard.attack import IterativeAttack as IterativeAttack
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from guard.attack import attempts as attempts
     from guard.cascade import Cascade as Cascade
     from guard.classifier import ImageModel as ImageModel
+    from guard.classifier import assemble as assemble
     from guard.classifier import model as model
     from guard.component import Component as Component
     from guard.defense import Defense as Defense
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from guard.errors import UnknownName as UnknownName
     from guard.goal import Goal as Goal
     from guard.hookspecs import hookimpl as hookimpl
+    from guard.loading import load as load
     from guard.losses import LOSSES as LOSSES
     from guard.losses import Loss as Loss
     from guard.losses import LossName as LossName
@@ -94,6 +97,7 @@ else:
         "ThreatModel": "threat",
         "UnknownName": "errors",
         "Victim": "victim",
+        "assemble": "classifier",
         "attempts": "attack",
         "craft": "api",
         "dct2": "spectrum",
@@ -101,8 +105,10 @@ else:
         "held": "victim",
         "hookimpl": "hookspecs",
         "idct2": "spectrum",
+        "load": "loading",
         "load_run": "api",
         "model": "classifier",
+        "train": "api",
     }
 
     def __getattr__(name: str) -> Any:
@@ -155,6 +161,7 @@ __all__ = [
     "UnknownName",
     "Victim",
     "__version__",
+    "assemble",
     "attempts",
     "craft",
     "dct2",
@@ -162,6 +169,8 @@ __all__ = [
     "held",
     "hookimpl",
     "idct2",
+    "load",
     "load_run",
     "model",
+    "train",
 ]

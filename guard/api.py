@@ -1,35 +1,39 @@
-"""The public functions: evaluate, craft, model, load_run."""
+"""The public functions: evaluate, train, craft, model, load_run."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from guard.attack import Attack
-from guard.classifier import ImageModel, model
+from guard.building import answer
 from guard.config import EvaluationConfig
 from guard.errors import GuardError, InputError, NotApplicable
 from guard.evaluation.crafting import applicable
 from guard.evaluation.crafting import craft as craft_batch
 from guard.evaluation.folder import claim, release
 from guard.evaluation.images import check_images
-from guard.evaluation.network import Network, answer, beside
+from guard.evaluation.network import Network
 from guard.evaluation.run import run
 from guard.goal import Goal
-from guard.live import LiveData, LiveModel
+from guard.inputs import Images, image_model, live_dataset, live_knowledge, live_model, live_training, name_of
 from guard.progress import Progress
 from guard.registry import Registry
 from guard.report.report import Report
-from guard.source import Data, DatasetSource, ModelSource
+from guard.report.training import csv, page
+from guard.report.training_events import Events
+from guard.report.training_terminal import line
+from guard.source import ModelSource
 from guard.threat import ThreatModel
-
-Images = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any] | DatasetSource | str | dict[str, Any]
-"""A pair (images, labels), a Dataset or DataLoader of such, or what a config writes under `dataset`."""
+from guard.training.record import Record
+from guard.training.run import read_record
+from guard.training.run import run as run_training
+from guard.trainingconfig import TrainingConfig
 
 
 def evaluate(
@@ -57,15 +61,15 @@ def evaluate(
     """
     registry = Registry.load(plugins)
     keys = {
-        "dataset": _dataset(dataset, train_data, model),
-        "model": [_model(item) for item in model] if isinstance(model, list | tuple) else _model(model),
+        "dataset": live_dataset(dataset, train_data, model),
+        "model": [live_model(item) for item in model] if isinstance(model, list | tuple) else live_model(model),
         "attacks": attacks,
         "defenses": defenses,
         "threat": threat,
         "plugins": [str(file) for file in plugins],
     }
     if "knowledge" in settings:
-        settings["knowledge"] = _knowledge(settings["knowledge"])
+        settings["knowledge"] = live_knowledge(settings["knowledge"])
     config = EvaluationConfig.of(keys | settings, registry.create)
     return perform(
         config,
@@ -101,6 +105,67 @@ def perform(
     return report
 
 
+def train(
+    model: nn.Module | ModelSource | str | dict[str, Any],
+    dataset: Images,
+    *,
+    threat: ThreatModel | dict[str, Any],
+    defense: Any = "none",
+    out: str | Path,
+    plugins: Iterable[str | Path] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Record:
+    """Train a model under a defense, or a list of them, and keep its weights in the folder `out`: `guard.load(out)`.
+
+    `dataset`: a source, whose training split is learned on, or the training images themselves, float32 in [0, 1] of
+    shape (N, C, H, W) with labels int64 (N,). A live model is left as it is. `settings` are the config's other keys:
+    training, seed, device. The same call on the same folder goes on where it was killed.
+
+    Raises InputError for input that cannot be trained on, ContractError where the loss is NaN or a component fails.
+    """
+    registry = Registry.load(plugins)
+    keys = {
+        "dataset": live_training(dataset, model),
+        "model": live_model(model),
+        "defense": defense,
+        "threat": threat,
+        "plugins": [str(file) for file in plugins],
+    }
+    config = TrainingConfig.of(keys | settings, registry.create)
+    return perform_training(config, Path(out), progress=progress)
+
+
+def perform_training(
+    config: TrainingConfig,
+    out: Path,
+    *,
+    devices: int = 1,
+    nodes: int = 1,
+    tensorboard: bool = False,
+    dry: bool = False,
+    progress: Progress | None = None,
+) -> Record:
+    """Train by a config that has been read, and write weights, record, curves and page into `out`, which is its own.
+
+    `dry`: one batch of everything alone.
+    """
+    progress = progress or Progress()
+    claim(out, config)
+    done = read_record(out)
+    first = 1 + (len(done.epochs) if done else 0)
+    with Events(out / "tensorboard", first) if tensorboard else nullcontext() as events:
+
+        def told(record: Record) -> None:
+            (out / "curves.csv").write_text(csv(record), encoding="utf-8")
+            (out / "training.html").write_text(page(record), encoding="utf-8")
+            progress.say(line(record.epochs[-1], config.training.epochs))
+            if events is not None:
+                events.add(record.epochs[-1])
+
+        return run_training(config, out, devices=devices, nodes=nodes, dry=dry, progress=progress, told=told)
+
+
 def craft(
     attack: str | dict[str, Any] | Attack | type[Attack],
     model: nn.Module,
@@ -131,8 +196,8 @@ def craft(
     chosen: Attack = registry.create("attack", attack)
     images = images.detach()
     check_images(images, labels, None)
-    labels, network = labels.to(images.device).long(), _image_model(model)
-    classes = answer(network, images[:1], _name(model)).shape[1]
+    labels, network = labels.to(images.device).long(), image_model(model)
+    classes = answer(network, images[:1], name_of(model)).shape[1]
     check_images(images, labels, classes)
     where = torch.arange(len(images)) if index is None else _checked("index", index, len(images), None)
     aims = None if targets is None else _checked("targets", targets, len(images), classes)
@@ -181,75 +246,3 @@ def load_run(folder: str | Path) -> Report:
         raise InputError(f"'{folder}' holds no results.json. Give the folder of a finished run") from error
     except ValidationError as error:
         raise InputError(f"'{path}' is no report of this version of guard. Run the evaluation again") from error
-
-
-def _model(item: Any) -> Any:
-    return LiveModel.of(_image_model(item), _name(item)) if isinstance(item, nn.Module) or callable(item) else item
-
-
-def _knowledge(item: Any) -> Any:
-    """With live source models wrapped."""
-    if isinstance(item, list | tuple):
-        return [_knowledge(part) for part in item]
-    return {"transfer": _model(item["transfer"])} if isinstance(item, dict) and "transfer" in item else item
-
-
-def _name(item: Any) -> str:
-    inner = item.net if isinstance(item, ImageModel) else item
-    return getattr(inner, "__name__", type(inner).__name__)
-
-
-def _image_model(item: Any) -> ImageModel:
-    return item if isinstance(item, ImageModel) else model(item)
-
-
-def _dataset(dataset: Any, train_data: Any, model: Any) -> Any:
-    """A data set source; what is live is checked and wrapped."""
-    if isinstance(dataset, str | dict | DatasetSource):
-        return dataset
-    images, labels = _pair(dataset)
-    check_images(images, labels, None)
-    classes = _num_classes(model[0] if isinstance(model, list | tuple) else model, images)
-    check_images(images, labels, classes)
-    train = None
-    if train_data is not None:
-        pair = _pair(train_data)
-        check_images(*pair, classes)
-        train = _data(*pair)
-    if classes is None:
-        classes = 1 + int(max(part.max() for part in (labels, *([] if train is None else [train.labels]))))
-    return LiveData.of(_data(images, labels), train, classes)
-
-
-def _data(images: Tensor, labels: Tensor) -> Data:
-    return Data.of(images.float().cpu(), labels.cpu())
-
-
-def _num_classes(item: Any, images: Tensor) -> int | None:
-    """How many logits a live model returns; None for a source, which is built for the data."""
-    if not (isinstance(item, nn.Module) or callable(item)):
-        return None
-    network = _image_model(item)
-    return answer(network, beside(network, images[:1]), _name(item)).shape[1]
-
-
-def _pair(dataset: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels as tensors. Raises InputError for a DataLoader that shuffles."""
-    if isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor | np.ndarray):
-        return torch.as_tensor(dataset[0]).detach(), torch.as_tensor(dataset[1])
-    if isinstance(dataset, DataLoader):
-        drawn_by = getattr(dataset.batch_sampler, "sampler", dataset.batch_sampler) or dataset.sampler
-        if not isinstance(drawn_by, SequentialSampler) and not isinstance(dataset.dataset, IterableDataset):
-            raise InputError("the DataLoader shuffles, and an image is known by its place. Give shuffle=False")
-        if dataset.drop_last and len(dataset.dataset) % (dataset.batch_size or 1):  # type: ignore[arg-type]
-            raise InputError("the DataLoader drops its last images. Give drop_last=False")
-        batches = [(torch.as_tensor(images), torch.as_tensor(labels)) for images, labels in dataset]
-        return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-    if isinstance(dataset, Tensor | np.ndarray):
-        raise InputError("images come without labels. Give (images, labels)")
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, dict):
-        pairs = [dataset[place] for place in range(len(dataset))]
-        if not pairs or not isinstance(pairs[0][0], Tensor):
-            raise InputError("the data set's items are no tensors. Give it transform=torchvision.transforms.ToTensor()")
-        return torch.stack([image for image, _ in pairs]), torch.as_tensor([int(label) for _, label in pairs])
-    raise InputError(f"{type(dataset).__name__} is no data set. Give (images, labels), a Dataset or a DataLoader")

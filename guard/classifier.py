@@ -65,6 +65,12 @@ class ImageModel(nn.Module):
                 f"the model's mean has {len(mean)} values and its std {len(std)}. Give one for each channel"
             )
 
+    @property
+    def plain(self) -> bool:
+        """Whether `net` alone answers the same: nothing is done to images, and it is announced to return logits."""
+        around = (self.mean, self.std, self.resize, self.crop)
+        return self.outputs == "logits" and self.access == "gradients" and all(value is None for value in around)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K). Raises InputError for an answer of another kind than announced."""
         prepared = self._normalised(self._resized(images))

@@ -1,4 +1,4 @@
-"""Config files: YAML with `--set` on top, read into an EvaluationConfig.
+"""Config files: YAML with `--set` on top, read into an EvaluationConfig or a TrainingConfig.
 
 Paths are relative to the working directory, but for `plugins:`, which are relative to the config file.
 """
@@ -6,18 +6,20 @@ Paths are relative to the working directory, but for `plugins:`, which are relat
 import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from guard.config import EvaluationConfig
+from guard.configparts import Config
 from guard.errors import InputError
 from guard.registry import Registry
 
+C = TypeVar("C", bound=Config)
+
 
 def read(
-    path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
-) -> tuple[EvaluationConfig, Registry]:
+    kind: type[C], path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
+) -> tuple[C, Registry]:
     """The config of a file, and the registry with its plugins and the ones given here.
 
     `overrides`: texts `key=value`, such as `threat.epsilon=0.1`; the value is YAML. Raises InputError and PluginError.
@@ -29,7 +31,7 @@ def read(
     where = f"{path} and the command line" if overrides else str(path)
     data["plugins"] = [*_plugins(data.get("plugins", []), file.parent, where), *map(str, plugins)]
     registry = Registry.load(data["plugins"])
-    return EvaluationConfig.of(data, registry.create, where), registry
+    return kind.of(data, registry.create, where), registry
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,7 +58,7 @@ def _load(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"config '{file}' is no YAML: {_reason(error)}. Mend that line") from error
     if data is None:
-        raise InputError(f"config '{file}' is empty. Write at least dataset, model, threat and attacks")
+        raise InputError(f"config '{file}' is empty. Write at least dataset, model and threat")
     if not isinstance(data, dict):
         raise InputError(f"config '{file}' holds a {_noun(data)}, not keys. Write dataset: ..., model: ..., and so on")
     return data

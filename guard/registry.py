@@ -97,6 +97,8 @@ class Registry:
             raise InputError(
                 f"{_short(spec)} is no {kind}{at}. Write a name, or a mapping such as {{name: ..., key: value}}"
             )
+        if kind == "model" and (Path(spec["name"]).expanduser() / _RUN).is_file():
+            spec = {**spec, "name": "run", "path": spec["name"]}
         parameters = {key: value for key, value in spec.items() if key != "name"}
         found = self.find(kind, spec["name"], where)
         in_file = _FUNCTION.fullmatch(spec["name"])
@@ -180,6 +182,9 @@ class Registry:
                     raise _CollisionError(kind, item.name, self.origins[other], origin)
                 self.origins.setdefault(item, origin)
         self.plugins[name] = origin
+
+
+_RUN = "training.json"  # a folder with it holds a trained model
 
 
 class _CollisionError(PluginError):

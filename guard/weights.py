@@ -37,14 +37,16 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
 
 def save_weights(net: nn.Module, path: str | Path) -> None:
     """Write the weights of `net` to a .safetensors file, in one piece: never half written."""
+    save_tensors(net.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write tensors by name to a .safetensors file, in one piece: never half written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     # copies, for safetensors refuses tensors that share memory
-    state = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in net.state_dict().items()
-    }
+    state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     try:
         safetensors.torch.save_file(state, partial)
         os.replace(partial, path)

@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from guard import InputError, ThreatModel
-from guard.config import Training
+from guard.config import EvaluationConfig
 from guard.configfile import read
 from guard.configschema import schema
+from guard.recipe import Training
 
 CONFIG = """
 dataset: digits
@@ -39,14 +40,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_read(file: Path) -> None:
-    config, registry = read(file)
+    config, registry = read(EvaluationConfig, file)
     assert config.threat == (ThreatModel(norm="linf", epsilon=8 / 255),)
     assert config.attacks[0].attack == registry.create("attack", "fgsm")
 
 
 def test_set_goes_on_top_and_its_value_is_yaml(file: Path) -> None:
     texts = ["threat.epsilon=4/255", "training.epochs=3", "training.lr=1e-3", "attacks=[fgsm, {name: pgd, steps: 7}]"]
-    config, _ = read(file, [*texts, "seed=1", "seed=2"])
+    config, _ = read(EvaluationConfig, file, [*texts, "seed=1", "seed=2"])
     assert config.threat[0] == ThreatModel(norm="linf", epsilon=4 / 255)
     assert config.training == Training(epochs=3, lr=1e-3)
     assert [entry.label for entry in config.attacks] == ["fgsm", "pgd"]
@@ -55,7 +56,7 @@ def test_set_goes_on_top_and_its_value_is_yaml(file: Path) -> None:
 
 
 def test_a_value_may_hold_an_equals_sign(file: Path) -> None:
-    config, _ = read(file, ["attacks=[{name: fgsm, as: a=b}]"])
+    config, _ = read(EvaluationConfig, file, ["attacks=[{name: fgsm, as: a=b}]"])
     assert config.attacks[0].label == "a=b"
 
 
@@ -68,7 +69,7 @@ def test_plugins_of_a_config_are_relative_to_it_and_those_of_the_command_line_ar
     (elsewhere / "other.py").write_text(PLUGIN.replace("orner", "enter"))
     file.write_text(CONFIG + "plugins: [./mine.py]\n")
     monkeypatch.chdir(elsewhere)
-    config, registry = read("../x.yaml", ["attacks=[corner, center]"], ["other.py"])
+    config, registry = read(EvaluationConfig, "../x.yaml", ["attacks=[corner, center]"], ["other.py"])
     assert [entry.label for entry in config.attacks] == ["corner", "center"]
     assert config.plugins == ("../mine.py", "other.py")
     assert registry.origin(config.attacks[0].attack).plugin == "mine"
@@ -76,12 +77,12 @@ def test_plugins_of_a_config_are_relative_to_it_and_those_of_the_command_line_ar
 
 def test_anchors_and_merges_are_yaml_and_no_duplicates(file: Path) -> None:
     file.write_text(CONFIG + "defenses: [&one {name: bit-depth, bits: 2}, {<<: *one, bits: 1}]\n")
-    config, _ = read(file)
+    config, _ = read(EvaluationConfig, file)
     assert [entry.stack.members[0].model_dump()["bits"] for entry in config.defenses] == [2, 1]
 
 
 def test_every_reference_of_the_schema_leads_somewhere(file: Path) -> None:
-    _, registry = read(file)
+    _, registry = read(EvaluationConfig, file)
     found = schema(registry)
     references = set(_references(found))
     assert {"#/$defs/labelled-attack", "#/$defs/labelled-defense", "#/$defs/model"} <= references
@@ -113,14 +114,14 @@ def test_every_reference_of_the_schema_leads_somewhere(file: Path) -> None:
 )
 def test_the_schema_takes_what_guard_takes(more: dict[str, Any], valid: bool, file: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    _, registry = read(file)
+    _, registry = read(EvaluationConfig, file)
     validator = jsonschema.Draft202012Validator(schema(registry))
     assert validator.is_valid(yaml.safe_load(CONFIG) | more) is valid
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_the_configs_that_ship_are_read(path: Path) -> None:
-    config, _ = read(path)
+    config, _ = read(EvaluationConfig, path)
     assert config.attacks
 
 
@@ -149,7 +150,7 @@ def test_the_configs_that_ship_are_read(path: Path) -> None:
 )
 def test_a_set_that_cannot_be_done_says_what_to_type(text: str, message: str, file: Path) -> None:
     with pytest.raises(InputError) as caught:
-        read(file, [text])
+        read(EvaluationConfig, file, [text])
     assert str(caught.value) == message
 
 

@@ -32,7 +32,7 @@ def config(**keys: str) -> str:
 
 def told(path: str, kind: type[GuardError] = InputError) -> str:
     with pytest.raises(kind) as caught:
-        read(path)
+        read(EvaluationConfig, path)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -161,8 +161,8 @@ def test_a_missing_key(missing: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "config 'x.yaml' is empty. Write at least dataset, model, threat and attacks"),
-        ("# later\n", "config 'x.yaml' is empty. Write at least dataset, model, threat and attacks"),
+        ("", "config 'x.yaml' is empty. Write at least dataset, model and threat"),
+        ("# later\n", "config 'x.yaml' is empty. Write at least dataset, model and threat"),
         ("- digits\n", "config 'x.yaml' holds a list, not keys. Write dataset: ..., model: ..., and so on"),
         ("digits\n", "config 'x.yaml' holds a single value, not keys. Write dataset: ..., model: ..., and so on"),
         (
@@ -207,7 +207,7 @@ def test_a_file_that_cannot_be_read(here: Path) -> None:
 
 def test_an_override_is_not_blamed_on_the_file() -> None:
     with pytest.raises(InputError) as caught:
-        read(config(), ["threat.epsilon=8"])
+        read(EvaluationConfig, config(), ["threat.epsilon=8"])
     assert str(caught.value) == (
         "epsilon is 8, more than the whole pixel range (x.yaml and the command line, threat); did you mean 8/255?"
     )
@@ -243,7 +243,7 @@ def test_a_plugin_file_that_is_not_there() -> None:
 
 
 def resolved(**keys: str) -> EvaluationConfig:
-    return read(config(**keys))[0]
+    return read(EvaluationConfig, config(**keys))[0]
 
 
 def test_an_output_folder_that_cannot_be_written() -> None:
@@ -293,7 +293,7 @@ def test_the_folder_holds_a_config_and_plugins_that_can_be_run_again() -> None:
     claim(Path("out"), settings)
     assert Path("out/plugins/mine.py").read_text() == code
     assert json.loads(Path("out/config.json").read_text())["plugins"] == ["plugins/mine.py"]
-    again, _ = read("out/config.json")
+    again, _ = read(EvaluationConfig, "out/config.json")
     assert again == settings.model_copy(update={"plugins": ("out/plugins/mine.py",)})
     claim(Path("out"), again)
     Path("mine.py").write_text(code + "# edited\n")

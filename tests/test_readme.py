@@ -143,8 +143,9 @@ def test_small_commands(command: str, workplace: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path: Path) -> None:
+    from guard.config import EvaluationConfig
     from guard.configfile import read
 
-    config, _ = read(path)
+    config, _ = read(EvaluationConfig, path)
     assert path.read_text().startswith("# ")
     assert config.attacks

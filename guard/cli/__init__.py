@@ -12,6 +12,7 @@ from guard.cli.describe import describe
 from guard.cli.evaluate import evaluate
 from guard.cli.list import list_components
 from guard.cli.schema import print_schema
+from guard.cli.train import train
 from guard.errors import ContractError, GuardError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(evaluate)
+app.command()(train)
 app.command("list")(list_components)
 app.command()(describe)
 app.command("schema")(print_schema)

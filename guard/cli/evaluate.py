@@ -1,6 +1,5 @@
 """guard evaluate: run a config and show what came out."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,31 +33,19 @@ def evaluate(
 
     from guard import configfile
     from guard.api import perform
+    from guard.cli.relay import relay
+    from guard.config import EvaluationConfig
     from guard.progress import Progress
     from guard.report.live import LiveProgress
     from guard.report.terminal import show
 
     overrides = [f"{key}={value}" for key, value in (("device", device), ("limit", limit)) if value is not None]
-    settings, registry = configfile.read(config, [*(set_ or []), *overrides], plugin or [])
+    settings, registry = configfile.read(EvaluationConfig, config, [*(set_ or []), *overrides], plugin or [])
     folder = out or Path("runs") / config.stem
     progress = Progress() if quiet else LiveProgress(Console(stderr=True))
-    _relay({found.__module__.split(".")[0] for found in registry.origins}, progress.say)
+    relay({found.__module__.split(".")[0] for found in registry.origins}, progress.say)
     report = perform(settings, registry, out=folder, keep_images=keep_images, no_train=no_train, progress=progress)
     if not quiet:
         show(report, Console())
     print(folder / "report.html")
     return int(any(cell.status == "INVALID" for cell in report.cells))
-
-
-def _relay(modules: set[str], say: Callable[[str], None]) -> None:
-    """Say what plugins log: which activations were replaced, that a head is new."""
-    import logging
-
-    class Relay(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
-
-    for name in modules:
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [Relay(logging.INFO)], False
-        logger.setLevel(logging.INFO)

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from guard.config import EvaluationConfig
+from guard.configparts import Config
 from guard.errors import InputError
 
 
-def claim(out: Path, config: EvaluationConfig) -> None:
+def claim(out: Path, config: Config) -> None:
     """Make the folder this config's: write config.json and copies of the plugin files, before anything is computed.
 
     The written config can be evaluated again as it stands. Raises InputError where the folder belongs to another

@@ -1,11 +1,8 @@
 """The images to evaluate, checked."""
 
-import copy
-
 import torch
 from torch import Tensor
 
-from guard.classifier import ImageModel
 from guard.errors import InputError
 from guard.source import Data, DatasetSource
 
@@ -23,15 +20,6 @@ def load_images(source: DatasetSource, limit: int | None, seed: int) -> Data:
             f"{tuple(data.images.shape[1:])}. Mend its image_shape"
         )
     return data
-
-
-def unframed(model: ImageModel, source: DatasetSource) -> ImageModel:
-    """The model for images that the data set resized and cropped: it does not do so again where they fit its crop."""
-    if source.framing is None or source.image_shape[1:] != (model.crop, model.crop):
-        return model
-    model = copy.copy(model)  # a live one is left as it is
-    model.resize = model.crop = None
-    return model
 
 
 def check_images(images: Tensor, labels: Tensor, num_classes: int | None) -> None:

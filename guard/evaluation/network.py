@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guard.errors import GuardError, InputError, blamed, one_line
+from guard.errors import blamed
 from guard.evaluation.memory import halving
 from guard.execution import batch_size, faster
 from guard.rng import Rng, seeded
@@ -71,28 +71,9 @@ class Network:
         return torch.cat(halving(forward, torch.arange(len(images), device=images.device)))
 
 
-def answer(model: nn.Module, images: Tensor, what: str) -> Tensor:
-    """What a model answers to images as they are. Raises InputError where it does not take them; `what` names it."""
-    try:
-        with held(model), torch.no_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-            logits: Tensor = model(images)
-    except GuardError:
-        raise
-    except Exception as error:
-        kind = f"{str(images.dtype).removeprefix('torch.')} images of shape {tuple(images.shape)} on {images.device}"
-        raise InputError(f"model '{what}' does not take {kind}: {one_line(error)}. Give a model that does") from error
-    return logits
-
-
 def opaque(rng: Rng) -> int:
     """The seed for what draws from torch's own generators: of the first image's key, for such draws know no image."""
     return int(rng.fold(OPAQUE).integers(2**31, shape=())[0])
-
-
-def beside(model: nn.Module, images: Tensor) -> Tensor:
-    """Images on a model's device and in its precision."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return images.to(next((tensor for tensor in tensors if tensor.is_floating_point()), images))
 
 
 @contextmanager

@@ -13,12 +13,12 @@ from guard.attack import MinimalAttack, within
 from guard.config import GoalSetting, Targets
 from guard.errors import ContractError, InputError
 from guard.evaluation.crafting import craft
-from guard.evaluation.keys import data_key
 from guard.evaluation.nearest import Nearest
 from guard.evaluation.network import SCORING, TARGETS, Network
 from guard.evaluation.plan import Trial
 from guard.evaluation.store import Arrays, Store
 from guard.goal import Goal, correct
+from guard.keys import data_key
 from guard.rng import Rng
 from guard.source import Data
 from guard.spectrum import low_frequency_energy

@@ -6,16 +6,17 @@ from functools import cached_property
 from itertools import product
 
 from guard.attack import Attack, MinimalAttack
+from guard.building import label_of
 from guard.cascade import Cascade
 from guard.config import EvaluationConfig, GoalSetting, Targets, Transfer
 from guard.defense import Stack
 from guard.errors import NotApplicable
 from guard.evaluation.crafting import applicable
-from guard.evaluation.keys import UnkeyableError, component_key, key
 from guard.evaluation.nearest import unbounded
 from guard.evaluation.network import Network
-from guard.evaluation.prepare import Defended, label_of
+from guard.evaluation.prepare import Defended
 from guard.evaluation.result import Status
+from guard.keys import UnkeyableError, component_key, key
 from guard.source import ModelSource
 from guard.threat import ThreatModel
 

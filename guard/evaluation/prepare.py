@@ -1,31 +1,40 @@
 """Preparing: from a model source and a stack to the network that is attacked, trained where it must be."""
 
 import copy
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
-from guard.classifier import ImageModel, assemble, check_logits
+from guard.building import built, copied, given, label_of, to_train
+from guard.classifier import ImageModel
 from guard.config import EvaluationConfig
 from guard.defense import Stack
+from guard.environment import libraries
 from guard.errors import ContractError, InputError, blamed
-from guard.evaluation.environment import libraries
-from guard.evaluation.images import unframed
-from guard.evaluation.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.evaluation.network import Network, answer, beside
+from guard.evaluation.network import Network
 from guard.evaluation.store import Store
+from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
 from guard.layers import Around
 from guard.progress import Progress
-from guard.rng import Rng, seeded
 from guard.source import Data, ModelSource
-from guard.stage import Stage, bridged
+from guard.stage import Stage
+from guard.training.behind import Behind
+from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
 from guard.victim import Access, held
 from guard.weights import load_weights, save_weights
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+if TYPE_CHECKING:
+    pass
 
 _CALIBRATION = 512  # clean training images that a modification is calibrated on
 
@@ -92,10 +101,10 @@ class Workshop:
         with blamed(f"defense '{stack.label}'"):
             if any(member.overrides("modify") for member in right.members):
                 with held(base):
-                    model = right.modify(_copied(base, label), self._calibration(right).to(self._dtype))
+                    model = right.modify(copied(base, label), self._calibration(right).to(self._dtype))
                 model = model.to(self._device, self._dtype)
             if any(member.overrides("relax") for member in stack.members):
-                stand_in = Relaxed(model, stack.relax(_copied(model, label)))
+                stand_in = Relaxed(model, stack.relax(copied(model, label)))
                 relaxed = self._network(stand_in, stack.stages, access)
         changed = bool(stack.stages) or model is not base
         oblivious = self._network(base, (), access) if changed else None
@@ -119,12 +128,12 @@ class Workshop:
             if self._must_train(source, left):
                 model = self._trained(source, left, label if left.members else label_of(source))
             else:
-                model = self._built(source, fresh=False)
+                model = built(source, self._config.dataset, self._config.seed[0])
             self._bases[place] = self._placed(model)
         return self._bases[place]
 
     def _must_train(self, source: ModelSource, left: Stack) -> bool:
-        return bool(left.members) or not _given(source)
+        return bool(left.members) or not given(source)
 
     def _trained(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
         path = self._store.weights(self._recipe(source, left))
@@ -143,42 +152,29 @@ class Workshop:
                 self._training_data(label),
                 self._config.threat[0],
                 self._config.training,
+                num_classes=self._config.dataset.num_classes,
                 seed=self._config.seed[0],
-                device=self._device,
+                fabric=self._fabric,
                 progress=self._progress,
                 what=f"training {label}",
+                folder=path.with_suffix(""),
             )
         save_weights(model, path)
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return model
 
     def _untrained(self, source: ModelSource, left: Stack) -> nn.Module:
         """A network of one's own to train, changed by the members of the stack that come before training."""
-        model = _copied(self._start(source), label_of(source)).to(self._device)
+        model = copied(self._start(source), label_of(source)).to(self._device)
         with blamed(f"defense '{left.label}'"):
             return left.modify(model, self._calibration(left)).to(self._device)
 
     def _start(self, source: ModelSource) -> ImageModel:
-        """Where training starts: at the given weights, or at those that the seed gives. Raises InputError."""
+        """Where training starts."""
         if id(source) not in self._initial:
-            fine_tune = _given(source) and self._config.training.start == "weights"
-            if source.trained and source.weights is None and not fine_tune:
-                raise InputError(
-                    f"model '{label_of(source)}' comes trained, and training from scratch needs a source that builds "
-                    f"fresh weights. Use training: {{from: weights}}"
-                )
-            self._initial[id(source)] = self._built(source, fresh=not fine_tune)
+            scratch = self._config.training.start == "scratch"
+            self._initial[id(source)] = to_train(source, self._config.dataset, self._config.seed[0], scratch=scratch)
         return self._initial[id(source)]
-
-    def _built(self, source: ModelSource, fresh: bool) -> ImageModel:
-        """The source's network; where fresh, with the initial weights that the seed gives."""
-        data, label = self._config.dataset, label_of(source)
-        if fresh and source.weights is not None:
-            source = source.model_copy(update={"weights": "none"})
-        with seeded(self._config.seed[0], torch.device("cpu")):
-            model = unframed(assemble(source, data.num_classes, data.image_shape), data)
-        probe = beside(model, torch.full((2, *data.image_shape), 0.5))
-        check_logits(answer(model, probe, label), data.num_classes, label)
-        return model
 
     def _placed(self, model: nn.Module) -> nn.Module:
         """On the device and in the precision; a copy where it has to move, for a live model is left as it is."""
@@ -194,7 +190,15 @@ class Workshop:
         data, threat = self._training_data(label), self._config.threat[0]
         try:
             with blamed(label):
-                return estimate(self._untrained(source, left), left, data, threat, self._config.training, self._device)
+                return estimate(
+                    self._untrained(source, left),
+                    left,
+                    data,
+                    threat,
+                    self._config.training,
+                    num_classes=self._config.dataset.num_classes,
+                    fabric=self._fabric,
+                )
         except ContractError:
             return 0.0
 
@@ -205,6 +209,10 @@ class Workshop:
             except KeyError as error:
                 raise InputError(f"{label} needs training images. Give train_data=(images, labels)") from error
         return self._train_data
+
+    @cached_property
+    def _fabric(self) -> "Fabric":
+        return fabric(self._config.training, self._device)
 
     @cached_property
     def _training_key(self) -> str:
@@ -242,16 +250,6 @@ class Workshop:
         return self._recipes[place]
 
 
-def _copied(model: nn.Module, label: str) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise InputError(
-            f"{label}: the model cannot be copied ({error}), and the given one is left as it is. "
-            f"Take out of it what cannot be copied"
-        ) from error
-
-
 def _place(source: ModelSource, left: Stack) -> tuple[int, ...]:
     return id(source), *map(id, left.members)
 
@@ -269,32 +267,3 @@ class Relaxed(Around):
         with torch.no_grad():
             own: Tensor = self.model(images)
         return answer + (own - answer).detach()
-
-
-class Behind(Around):
-    """A network with a stack's stages in front of it while it is trained."""
-
-    def __init__(self, stages: Sequence[Stage], model: nn.Module) -> None:
-        super().__init__()
-        self.inner, self._stages, self._calls = model, tuple(stages), 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images after all stages."""
-        self._calls += 1
-        rng = Rng(self._calls, torch.arange(len(images), device=images.device), tuple(images.shape[1:]))
-        logits: Tensor = self.inner(bridged(self._stages, images, rng))
-        return logits
-
-
-def _given(source: ModelSource) -> bool:
-    """Whether the source comes with weights."""
-    return source.trained or source.weights not in (None, "none")
-
-
-def label_of(source: ModelSource) -> str:
-    """What a report calls a model."""
-    label = getattr(source, "label", None)
-    if isinstance(label, str):
-        return label
-    variant = getattr(source, "variant", None)
-    return f"{source.name}:{variant}" if variant else source.name

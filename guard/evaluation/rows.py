@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.config import EvaluationConfig
-from guard.evaluation.keys import key
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
@@ -20,6 +19,7 @@ from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, write_arrays
 from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, minimal, parts, worst_cases
 from guard.goal import correct
+from guard.keys import key
 from guard.source import Data, DatasetSource
 
 _LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guard.building import framed, label_of
 from guard.component import Component
 from guard.config import EvaluationConfig
 from guard.defense import Stack
+from guard.environment import device_of, versions
 from guard.errors import ContractError, InputError, NotApplicable
-from guard.evaluation.environment import device_of, versions
-from guard.evaluation.framing import framed, sources
 from guard.evaluation.images import load_images
-from guard.evaluation.keys import data_key, environment_key, key
 from guard.evaluation.memory import give_back
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES, Bench, check_target
 from guard.evaluation.plan import Planned, PlannedCell, Trial, cells, trials
-from guard.evaluation.prepare import Defended, Workshop, label_of
+from guard.evaluation.prepare import Defended, Workshop
 from guard.evaluation.result import Results
 from guard.evaluation.rows import Ledger, Table
 from guard.evaluation.store import Arrays, Store
+from guard.keys import data_key, environment_key, key
 from guard.progress import Progress
 from guard.registry import Registry
 from guard.source import Data, ModelSource
@@ -52,7 +52,7 @@ def run(
     began, started = datetime.now(UTC), time.perf_counter()
     progress, store, device = progress or Progress(), store or Store(), device_of(config.device)
     environment = environment_key(device, config.precision)
-    config = framed(config)
+    config = config.model_copy(update={"dataset": framed(config.dataset, config.sources)})
     data = load_images(config.dataset, config.limit, config.seed[0])
     limits = environment if config.max_queries is None else key(environment, config.max_queries)
     planned = plan(config, Workshop(config, store, device, progress, no_train), limits)
@@ -237,7 +237,7 @@ def sampled(data: Data) -> dict[str, list[int]]:
 def origins(config: EvaluationConfig, registry: Registry) -> dict[str, str]:
     """Who provides each component that a config names."""
     found: dict[str, Component] = {f"dataset {config.dataset.name}": config.dataset}
-    found |= {f"model {label_of(source)}": source for source in sources(config)}
+    found |= {f"model {label_of(source)}": source for source in config.sources}
     found |= {f"attack {entry.attack.name}": entry.attack for entry in config.attacks}
     found |= {f"defense {member.name}": member for entry in config.defenses for member in entry.stack.members}
     return {name: str(registry.origin(item)) for name, item in found.items()}

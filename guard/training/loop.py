@@ -1,20 +1,43 @@
-"""The training loop."""
+"""The training loop: epochs, validation, the alarm, checkpoints."""
+
+from __future__ import annotations
 
 import copy
+import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from guard.config import Training
-from guard.defense import Stack, Step
+from guard.defense import Stack
 from guard.errors import ContractError, InputError
 from guard.progress import Progress
+from guard.recipe import Training
 from guard.rng import seeded
 from guard.source import Data
 from guard.threat import ThreatModel
+from guard.training.batches import Batches, stream
+from guard.training.checkpoint import Checkpoints
+from guard.training.course import Course
+from guard.training.schedule import learning_rate
+from guard.training.updates import Updates
+from guard.training.validation import Accuracies, collapsed, hold_out, validate
 
-_RISE = 0.4  # share of the updates over which a cyclic learning rate goes up
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_ACTING = ("adversary", "loss", "update")  # who acts at one of these trains for robustness
+_SAVE = 600.0  # seconds between checkpoints inside an epoch
+_EVERY = 100  # batches, after which it is asked whether they are over
+_KEPT = "kept."  # before the names of weights that are kept, in a checkpoint
+
+
+Watch = Callable[[Course, dict[str, Tensor]], None]
+"""Told after each epoch how the training stands, with the weights that are kept so far, by name."""
 
 
 def train(
@@ -24,127 +47,202 @@ def train(
     threat: ThreatModel,
     training: Training,
     *,
+    num_classes: int,
     seed: int,
-    device: torch.device,
+    fabric: Fabric,
     progress: Progress,
     what: str,
-) -> None:
+    folder: Path | None = None,
+    watch: Watch = lambda course, weights: None,
+) -> Course:
     """Train `model` in place on `data` under `defense`, against `threat`, and leave it in eval mode.
 
-    All draws follow from `seed`: the order of the images, augmentations, adversaries, dropout. The last partial batch
-    of an epoch is kept; a single image that is left over joins the batch before it, for BatchNorm needs two.
+    All draws follow from `seed`: held-out images, their order, augmentations, adversaries, dropout. With `folder` a
+    training that was killed goes on from its last checkpoint and ends with the same weights. The last partial batch of
+    an epoch is kept; a single image that is left over joins the batch before it, for BatchNorm needs two.
     Raises ContractError where the loss is NaN or infinite, InputError where there is nothing to train (on).
     """
-    sizes = _batch_sizes(len(data), training.batch_size)
-    if not sizes:
+    if not len(data):
         raise InputError(f"{what}: there are no training images. Give a training split that has some")
-    total = training.epochs * len(sizes)
-    with seeded(seed, device):
-        updates = _Updates(model.to(device), defense, threat, training, device, seed)
-        progress.start(what, total)
-        try:
-            for epoch in range(training.epochs):
-                loss = torch.zeros((), device=device)
-                for number, rows in enumerate(torch.randperm(len(data), generator=updates.generator).split(sizes)):
-                    loss += updates.update(data[rows], (epoch * len(sizes) + number + 0.5) / total)
-                    progress.advance(1, f"{what}, epoch {epoch + 1} of {training.epochs}")
-                if not loss.isfinite():
-                    raise ContractError(
-                        f"{what}: the loss became {float(loss)} in epoch {epoch + 1} of {training.epochs}. "
-                        f"Lower the learning rate: training: {{lr: {training.lr / 10:g}}}"
-                    )
-        finally:
-            progress.finish()
-    model.eval()
+    learned, held = hold_out(data, training.validation, seed)
+    return _Run(
+        updates=Updates(fabric, model.to(fabric.device), defense, threat, training, num_classes),
+        batches=Batches(learned, training.batch_size, fabric.device, rank=fabric.global_rank, world=fabric.world_size),
+        held=held,
+        model=model,
+        robust=any(member.overrides(*_ACTING) for member in defense.members),
+        threat=threat,
+        training=training,
+        seed=seed,
+        fabric=fabric,
+        progress=progress,
+        what=what,
+        checkpoints=None if folder is None else Checkpoints(folder),
+        watch=watch,
+    ).run()
 
 
 def estimate(
-    model: nn.Module, defense: Stack, data: Data, threat: ThreatModel, training: Training, device: torch.device
+    model: nn.Module,
+    defense: Stack,
+    data: Data,
+    threat: ThreatModel,
+    training: Training,
+    *,
+    num_classes: int,
+    fabric: Fabric,
 ) -> float:
     """About how many seconds `train` would take: one update of a copy is timed, after one that warms up."""
     batch = data[: training.batch_size]
     if not len(batch):
         return 0.0
-    with seeded(0, device):
-        updates = _Updates(copy.deepcopy(model).to(device), defense, threat, training, device, 0)
-        updates.update(batch, 0.5).item()
-        start = time.perf_counter()
-        updates.update(batch, 0.5).item()
-        seconds = time.perf_counter() - start
-    return seconds * training.epochs * len(data) / len(batch)
+    device = fabric.device
+    updates = Updates(fabric, copy.deepcopy(model).to(device), defense, threat, training, num_classes)
+    batch = Data(batch.pixels().to(device), batch.labels.to(device), batch.index)
+
+    def update(number: int) -> None:
+        updates.update(batch, len(batch), seed=number, number=number, epoch=0, lr=training.lr).item()
+
+    update(0)
+    start = time.perf_counter()
+    update(1)
+    return (time.perf_counter() - start) * training.epochs * len(data) / len(batch)
 
 
-class _Updates:
-    """Updates the weights of one network, batch by batch."""
+@dataclass
+class _Run:
+    updates: Updates
+    batches: Batches
+    held: Data
+    model: nn.Module
+    robust: bool
+    threat: ThreatModel
+    training: Training
+    seed: int
+    fabric: Fabric
+    progress: Progress
+    what: str
+    checkpoints: Checkpoints | None
+    watch: Watch
+    course: Course = field(default_factory=Course)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The weights that are kept."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        defense: Stack,
-        threat: ThreatModel,
-        training: Training,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.generator = Generator().manual_seed(seed)
-        self._model, self._defense, self._threat, self._training = model.train(), defense, threat, training
-        self._device = device
-        self._optimizer = _optimizer(model, training)
-        self._memory: dict[str, Tensor] = {}
+    def run(self) -> Course:
+        self.progress.start(self.what, self.training.epochs * len(self.batches))
+        try:
+            self._resume()
+            if self._number:
+                self.progress.advance(self._number)
+            while not self.course.over(self.training):
+                before = self.updates.state() if self._rolls_back else {}
+                self._epoch()
+                self._close(before)
+        finally:
+            self.progress.finish()
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        return self.course
 
-    def update(self, batch: Data, done: float) -> Tensor:
-        """One update of the weights; the loss, detached. `done`: the share of the training that lies behind."""
-        batch = Data(batch.pixels().to(self._device), batch.labels.to(self._device), batch.index)
-        images, targets = self._defense.augment(batch.floats(), batch.labels, self.generator)
-        adversarial = self._defense.adversary(self._model, images, targets, self._threat, self.generator)
-        for group in self._optimizer.param_groups:
-            group["lr"] = _learning_rate(self._training, done)
+    @property
+    def _rolls_back(self) -> bool:
+        """Then the start of an epoch is kept, and a training that was killed goes on from there alone."""
+        return self.training.overfitting == "roll-back"
 
-        def objective() -> Tensor:
-            return self._defense.loss(self._model, step.images, step.adversarial, step.targets, self.generator)
+    @property
+    def _number(self) -> int:
+        """Of the next update, from 0."""
+        return self.course.epoch * len(self.batches) + self.course.batch
 
-        step = Step(
-            model=self._model,
-            images=images,
-            adversarial=adversarial,
-            targets=targets,
-            objective=objective,
-            threat=self._threat,
-            epoch=0,
-            epochs=self._training.epochs,
-            generator=self.generator,
-            memory=self._memory,
-        )
+    def _rate(self, number: int) -> float:
+        """The learning rate of an update."""
+        done = (number + 0.5) / (self.training.epochs * len(self.batches))
+        return learning_rate(self.training, done) / 2**self.course.returns
 
-        def proceed() -> Tensor:
-            self._optimizer.zero_grad()
-            loss = objective()
-            loss.backward()
-            self._optimizer.step()
-            return loss.detach()
+    def _epoch(self) -> None:
+        """The updates of an epoch that are still to be made."""
+        course = self.course
+        text = f"{self.what}, epoch {course.epoch + 1} of {self.training.epochs}"
+        losses = torch.zeros((), device=self.fabric.device)
+        began = saved = time.perf_counter() - course.seconds
+        order = stream(self.seed, course.epoch, course.returns)
+        for batch, of in self.batches.epoch(order, course.batch):
+            number = self._number
+            draws = stream(self.seed, number, course.returns)
+            loss = self.updates.update(batch, of, seed=draws, number=number, epoch=course.epoch, lr=self._rate(number))
+            losses += loss * len(batch)
+            course.batch += 1
+            self.progress.advance(1, text)
+            now = time.perf_counter()
+            course.seconds = now - began
+            due = course.batch % _EVERY == 0 and not self._rolls_back
+            if due and course.batch < len(self.batches) and self.fabric.broadcast(now - saved > _SAVE):
+                self._count(losses)
+                self._save()
+                saved = now
+        self._count(losses)
 
-        return self._defense.update(step, proceed)
+    def _count(self, losses: Tensor) -> None:
+        """Move what the losses of all processes add up to into the course."""
+        whole = self.fabric.all_reduce(losses, reduce_op="sum")
+        assert isinstance(whole, Tensor)
+        self.course.loss += float(whole)
+        losses.zero_()
 
+    def _close(self, before: dict[str, Tensor]) -> None:
+        """End an epoch: validate, look for overfitting, keep the best weights, save. `before`: its start."""
+        course, training, start = self.course, self.training, time.perf_counter()
+        loss = course.loss / sum(self.batches.sizes)
+        if not math.isfinite(loss):
+            raise ContractError(
+                f"{self.what}: the loss became {loss} in epoch {course.epoch + 1} of {training.epochs}. "
+                f"Lower the learning rate: training: {{lr: {training.lr / 10:g}}}"
+            )
+        self.updates.synchronize()
+        with self.updates.averaged() as model:
+            seen = self._seen(model)
+            alarm = collapsed(course.epochs, seen) if self._watchful and seen else None
+            if not self.best or (alarm is None and course.leads(seen, training, self.robust)):
+                self.best = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+                course.kept = None if alarm else course.epoch + 1
+        again = alarm is not None and course.react(alarm, training)
+        if alarm:
+            self.progress.say(f"{self.what}, {course.events[-1]}")
+        if again:
+            self.updates.load(before)
+            course.restart()
+        else:
+            course.seconds += time.perf_counter() - start
+            course.close(self._rate(self._number - 1), loss, seen)
+        self._save()
+        if self.fabric.is_global_zero and not again:
+            self.watch(course, self.best)
 
-def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not weights:
-        raise InputError("the model has no parameters to train. Give one that has, or one that is trained already")
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(weights, lr=training.lr, weight_decay=training.weight_decay)
-    return torch.optim.SGD(weights, lr=training.lr, momentum=0.9, nesterov=True, weight_decay=training.weight_decay)
+    @property
+    def _watchful(self) -> bool:
+        return self.robust and self.training.overfitting != "ignore"
 
+    def _seen(self, model: nn.Module) -> Accuracies | None:
+        """What the first process sees on the held-out images; None where there are none."""
+        if not len(self.held):
+            return None
+        seen = None
+        if self.fabric.is_global_zero:
+            with seeded(self.seed, self.fabric.device):
+                seen = validate(model, self.held, self.threat, self.seed, self.fabric.device)
+        return self.fabric.broadcast(seen)
 
-def _learning_rate(training: Training, done: float) -> float:
-    """Of the update in whose middle the share `done` of the training is over."""
-    if training.schedule == "constant":
-        return training.lr
-    return training.lr * min(done / _RISE, (1 - done) / (1 - _RISE))
+    def _save(self) -> None:
+        if self.checkpoints is not None and self.fabric.is_global_zero:
+            kept = {_KEPT + key: value for key, value in self.best.items()}
+            self.checkpoints.save(self.updates.state() | kept, self.course.dump())
 
-
-def _batch_sizes(images: int, size: int) -> list[int]:
-    """How many images each batch of an epoch has."""
-    sizes = [min(size, images - start) for start in range(0, images, size)]
-    if len(sizes) > 1 and sizes[-1] == 1 < size:
-        sizes[-2:] = [size + 1]
-    return sizes
+    def _resume(self) -> None:
+        found = None if self.checkpoints is None else self.checkpoints.load(self.progress.say)
+        if found is None:
+            return
+        state, note = found
+        kept = [key for key in state if key.startswith(_KEPT)]
+        self.best = {key.removeprefix(_KEPT): state.pop(key) for key in kept}
+        self.updates.load(state)
+        self.course = Course.of(note)

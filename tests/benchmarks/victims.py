@@ -16,8 +16,9 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from guard import Data, Progress, Registry, Split, Stack, ThreatModel
-from guard.config import Training
 from guard.evaluation.network import Network
+from guard.recipe import Training
+from guard.training.fabric import fabric
 from guard.training.loop import train
 
 REGISTRY = Registry.load()
@@ -131,10 +132,10 @@ def _trained(
         load_model(model, path)
     else:
         stack = Stack(members=(REGISTRY.create("defense", defense),))
-        device, what = torch.device("cpu"), f"training {name} on {images} images of {dataset}, once"
         train(
             model, stack, data(dataset, "train")[:images], threat, training,
-            seed=0, device=device, progress=_Lines(), what=what,
+            num_classes=source.num_classes, seed=0, fabric=fabric(training, torch.device("cpu")), progress=_Lines(),
+            what=f"training {name} on {images} images of {dataset}, once",
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, str(path))

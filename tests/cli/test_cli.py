@@ -179,7 +179,7 @@ def test_list_names_everything_and_what_did_not_load(typed: Any) -> None:
     (line,) = [line for line in out.splitlines() if line.startswith("nothing")]
     assert line.split("  ")[0] == "nothing"
     assert [part.strip() for part in line.split("  ") if part.strip()] == ["nothing", "Does nothing", "mine", "mine.py"]
-    assert "fgsm" not in out
+    assert "mi-fgsm" not in out
     code, out, _ = typed("list", "plugins", "--plugin", "mine.py")
     assert any(line.split()[:2] == ["mine.py", "nothing"] for line in out.splitlines())
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import guard
 from guard import Data, InputError, Report, ThreatModel
-from guard.evaluation.keys import data_key
+from guard.keys import data_key
 from guard.report.tables import tables
 from guard.source import Streamed
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,27 +12,39 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
 from guard import ContractError, Data, Defense, InputError, Stack, Step, ThreatModel
-from guard.config import Training
 from guard.defense import stack
 from guard.progress import Progress
+from guard.recipe import Training
+from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
 
 CPU = torch.device("cpu")
 THREAT = ThreatModel(norm="linf", epsilon=0.1)
 
 
-def fit(model: nn.Module, data: Data, defense: Stack | None = None, seed: int = 0, **training: Any) -> nn.Module:
-    settings = {"epochs": 1, "batch_size": 4, "schedule": "constant"} | training
+def fit(
+    model: nn.Module,
+    data: Data,
+    defense: Stack | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    folder: Path | None = None,
+    **training: Any,
+) -> nn.Module:
+    settings = {"epochs": 1, "batch_size": 4, "schedule": "constant", "validation": 0} | training
+    chosen = Training.model_validate(settings)
     train(
         model,
         defense or Stack(),
         data,
         THREAT,
-        Training.model_validate(settings),
+        chosen,
+        num_classes=3,
         seed=seed,
-        device=CPU,
-        progress=Progress(),
+        fabric=fabric(chosen, CPU),
+        progress=progress or Progress(),
         what="training it",
+        folder=folder,
     )
     return model
 
@@ -227,13 +240,12 @@ def test_progress_counts_updates_and_ends_even_in_an_error(data: Data) -> None:
             raise ContractError("no")
 
     log = Log()
-    settings = Training(epochs=2, batch_size=4)
-    train(network(), Stack(), data, THREAT, settings, seed=0, device=CPU, progress=log, what="it")
-    assert log.lines == [("it", 6), *[1] * 6, "end"]
+    fit(network(), data, epochs=2, progress=log)
+    assert log.lines == [("training it", 6), *[1] * 6, "end"]
     log = Log()
     with pytest.raises(ContractError):
-        train(network(), stack(Fails()), data, THREAT, settings, seed=0, device=CPU, progress=log, what="it")
-    assert log.lines == [("it", 6), "end"]
+        fit(network(), data, stack(Fails()), epochs=2, progress=log)
+    assert log.lines == [("training it", 6), "end"]
 
 
 @pytest.mark.usefixtures("global_generator_untouched")
@@ -244,10 +256,12 @@ def test_an_estimate_scales_one_update_and_trains_nothing(data: Data, monkeypatc
     model = network(nn.BatchNorm1d(8), nn.Dropout(0.5))
     torch.manual_seed(0)
     before = weights(model)
-    seconds = estimate(model, Stack(), data, THREAT, Training(epochs=6, batch_size=4), CPU)
+    settings = Training(epochs=6, batch_size=4)
+    known = {"num_classes": 3, "fabric": fabric(settings, CPU)}
+    seconds = estimate(model, Stack(), data, THREAT, settings, **known)  # type: ignore[arg-type]
     assert seconds == pytest.approx(0.5 * 6 * 13 / 4)
     assert torch.equal(weights(model), before)
-    assert estimate(model, Stack(), data[:0], THREAT, Training(), CPU) == 0
+    assert estimate(model, Stack(), data[:0], THREAT, settings, **known) == 0  # type: ignore[arg-type]
 
 
 def test_plain_training_learns_digits() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from guard.evaluation.keys import UnkeyableError, _installed, component_key, key
+from guard.keys import UnkeyableError, _installed, component_key, key
 from guard.registry import Registry, load_file
 
 FILE = """
@@ -136,7 +136,7 @@ TREE = {
 PROGRAM = """
 import sys
 from pathlib import Path
-from guard.evaluation.keys import component_key
+from guard.keys import component_key
 from guard.registry import load_file
 sys.path.insert(0, sys.argv[1])
 print(component_key(load_file(Path(sys.argv[1]) / "tree" / "mine.py").Mine()))
@@ -198,7 +198,7 @@ def test_a_shipped_key_follows_the_modules_behind_it(name: str, module: str, mon
     before, read = component_key(attack), Path.read_bytes
     assert component_key(attack) == before
     file = Path(sys.modules[f"guard_plugins.attacks.{module}"].__file__ or "")
-    monkeypatch.setattr("guard.evaluation.keys._READ", {})
+    monkeypatch.setattr("guard.keys._READ", {})
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path == file else b""))
     assert component_key(attack) != before
 

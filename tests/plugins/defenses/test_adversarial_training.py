@@ -9,9 +9,11 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
 from guard import Data, Defense, Goal, InputError, Registry, Rng, ThreatModel, Victim, held
-from guard.config import Training
 from guard.defense import stack
 from guard.progress import Progress
+from guard.recipe import Training
+from guard.training.batches import stream
+from guard.training.fabric import fabric
 from guard.training.loop import train
 
 LINF = ThreatModel(norm="linf", epsilon=0.1)
@@ -50,8 +52,9 @@ def test_one_step_of_training_is_the_step_by_hand(
     make: Callable[..., Defense], curved: nn.Module, images: Tensor
 ) -> None:
     """Two PGD steps from the start that was drawn, cross-entropy, SGD with Nesterov's momentum and weight decay."""
-    draws = Generator().manual_seed(4)
-    order = torch.randperm(8, generator=draws)
+    place = stream(4, 0, 0)  # of the first epoch, and of the first update
+    order = torch.randperm(8, generator=Generator().manual_seed(place))
+    draws = Generator().manual_seed(stream(place, 0))  # the first process's
     clean, labels = images[order], LABELS[order]
     still = make(attack={"name": "pgd", "steps": 1, "step_size": 1e-300})
     point = still.adversary(curved, clean, labels, LINF, draws)
@@ -71,9 +74,10 @@ def test_one_step_of_training_is_the_step_by_hand(
         stack(make(attack={"name": "pgd", "steps": 2, "step_size": 0.05})),
         Data.of(images, LABELS),
         LINF,
-        Training(epochs=1, batch_size=8, lr=0.3, weight_decay=0.01, schedule="constant"),
+        Training(epochs=1, batch_size=8, validation=0, lr=0.3, weight_decay=0.01, schedule="constant"),
+        num_classes=4,
         seed=4,
-        device=torch.device("cpu"),
+        fabric=fabric(Training(), torch.device("cpu")),
         progress=Progress(),
         what="training",
     )
@@ -173,8 +177,9 @@ def test_it_holds_on_digits_where_plain_training_does_not(registry: Registry, ma
             everything[:1200],
             threat,
             Training(epochs=5, batch_size=64),
+            num_classes=10,
             seed=0,
-            device=torch.device("cpu"),
+            fabric=fabric(Training(), torch.device("cpu")),
             progress=Progress(),
             what="training",
         )

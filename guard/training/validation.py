@@ -1,0 +1,99 @@
+"""Validation: how robust a network is while it learns, seen on training images that are held out."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from guard.goal import Goal, correct
+from guard.rng import Rng
+from guard.source import Data
+from guard.threat import ThreatModel
+from guard.training.record import Epoch
+from guard.victim import Victim, held
+
+_MOST = 1000  # images that it takes
+_BATCH = 250
+_STEPS = 10
+_REACH = 2.5  # what all steps are long together, in units of epsilon
+_GAP = 0.5  # between one step's accuracy and several steps', from which on overfitting is catastrophic
+_FALL = 0.2  # or of the latter below its best, where the former does not fall as well
+_SLACK = 0.05
+
+
+class Accuracies(NamedTuple):
+    """Shares of the held-out images that are classified correctly, clean and under attack."""
+
+    clean: float
+    fgsm: float | None
+    pgd: float | None
+
+
+def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+    """The images to learn on, and `share` of them, drawn by the seed, that are held out. At least one is learned on."""
+    count = min(round(share * len(data)), len(data) - 1)
+    if count < 1:
+        return data, data[:0]
+    order = torch.randperm(len(data), generator=Generator().manual_seed(seed))
+    return data[order[count:].sort().values], data[order[:count].sort().values]
+
+
+def validated(data: Data) -> int:
+    """How many of the held-out images `validate` takes."""
+    return min(len(data), _MOST)
+
+
+def validate(model: nn.Module, data: Data, threat: ThreatModel, seed: int, device: torch.device) -> Accuracies:
+    """On at most 1,000 of the held-out images: clean, after one full step, and after that and PGD with 10 steps.
+
+    Each figure counts the images that have been classified correctly so far. Without a bound the first one is all.
+    """
+    bounded = math.isfinite(threat.epsilon)
+    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    data = data[:_MOST]
+    for part in data.batches(_BATCH):
+        images, labels = part.floats().to(device), part.labels.to(device)
+        rng = Rng(seed, part.index.to(device), tuple(images.shape[1:]))
+        with held(model):
+            victim, goal = Victim(model, images, rng, drop=False), Goal(labels)
+            good = [correct(victim.logits(images), labels)]
+            if bounded:
+                good.append(good[0] & _stands(victim, _fgsm(victim, images, goal, threat), labels))
+                good.append(good[1] & _stands(victim, _pgd(victim, images, goal, threat, rng), labels))
+        counts[: len(good)] += torch.stack([flags.sum() for flags in good])
+    clean, fgsm, pgd = (int(count) / len(data) for count in counts.tolist())
+    return Accuracies(clean, fgsm, pgd) if bounded else Accuracies(clean, None, None)
+
+
+def collapsed(epochs: Sequence[Epoch], now: Accuracies) -> str | None:
+    """Why the last epoch overfitted catastrophically, or None: robust to the one step it may have trained on, and not
+    to several (Wong, Rice, Kolter 2020)."""
+    if now.fgsm is None or now.pgd is None:
+        return None
+    figures = f"FGSM {100 * now.fgsm:.1f}, PGD {100 * now.pgd:.1f}"
+    best = max(epochs, key=lambda epoch: epoch.pgd or 0, default=None)
+    fell = best is not None and now.pgd < (best.pgd or 0) - _FALL and now.fgsm > (best.fgsm or 0) - _SLACK
+    if now.fgsm - now.pgd > _GAP or fell:
+        before = f" (PGD was {100 * best.pgd:.1f})" if best is not None and best.pgd is not None else ""
+        return f"catastrophic overfitting: {figures}{before}"
+    return None
+
+
+def _stands(victim: Victim, points: Tensor, labels: Tensor) -> Tensor:
+    return correct(victim.logits(points), labels)
+
+
+def _fgsm(victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel) -> Tensor:
+    gradient, _, _ = victim.gradient(images, goal)
+    return threat.project(images + threat.steepest_ascent(gradient, threat.epsilon, images), images)
+
+
+def _pgd(victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
+    """The last point of ten steps from a random start."""
+    point, size = threat.random_start(images, rng), _REACH * threat.epsilon / _STEPS
+    for _ in range(_STEPS):
+        gradient, _, _ = victim.gradient(point, goal)
+        point = threat.project(point + threat.steepest_ascent(gradient, size, point), images)
+    return point
