@@ -1,4 +1,4 @@
-"""A small convolutional network."""
+"""Small convolutional networks."""
 
 from collections.abc import Iterable
 
@@ -35,7 +35,35 @@ class SmallCNN(ModelSource):
         )
 
 
+class StridedCNN(ModelSource):
+    """Two 4 x 4 convolutions of stride 2 (16 and 32 channels) and two linear layers (100 units), with ReLUs.
+
+    The MNIST network of convex-relaxation and fast adversarial training; a tenth of small-cnn's multiplications.
+    """
+
+    name = "strided-cnn"
+    paper = "Wong, Kolter: Provable defenses via the convex outer adversarial polytope, ICML 2018"
+
+    def build(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+        """See `ModelSource.build`. Raises InputError for images whose sides are no multiples of 4."""
+        channels, height, width = image_shape
+        if height % 4 or width % 4:
+            raise InputError(
+                f"model 'strided-cnn' takes images whose sides are multiples of 4; these are {height} x {width}. Resize"
+            )
+        return nn.Sequential(
+            nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * (height // 4) * (width // 4), 100),
+            nn.ReLU(),
+            nn.Linear(100, num_classes),
+        )
+
+
 @hookimpl
 def guard_models() -> Iterable[type[ModelSource]]:
     """The models of this plugin."""
-    return [SmallCNN]
+    return [SmallCNN, StridedCNN]
