@@ -28,6 +28,9 @@ class Training(Part):
     `milestones` on; cosine: down to 0 along half a wave."""
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
     """Shares of the updates."""
+    warmup: Share = 0.0
+    """The share of the updates over which the threat's epsilon grows from 0, lest a small network never begin to learn;
+    a defense's own epsilon does not grow."""
     clip: PositiveFloat | None = None
     """The largest l2 norm of a gradient, all weights together; a longer one is scaled down."""
     ema: Share | None = None

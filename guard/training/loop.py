@@ -23,7 +23,7 @@ from guard.threat import ThreatModel
 from guard.training.batches import Batches, stream
 from guard.training.checkpoint import Checkpoints
 from guard.training.course import Course
-from guard.training.schedule import learning_rate
+from guard.training.schedule import learning_rate, warmed
 from guard.training.updates import Updates
 from guard.training.validation import Accuracies, collapsed, hold_out, validate
 
@@ -66,7 +66,7 @@ def train(
         raise InputError(f"{what}: there are no training images. Give a training split that has some")
     learned, held = hold_out(data, training.validation, seed)
     return _Run(
-        updates=Updates(fabric, model.to(fabric.device), defense, threat, training, num_classes),
+        updates=Updates(fabric, model.to(fabric.device), defense, training, num_classes),
         batches=Batches(learned, training.batch_size, fabric.device, rank=fabric.global_rank, world=fabric.world_size),
         held=held,
         model=model,
@@ -97,11 +97,11 @@ def estimate(
     if not len(batch):
         return 0.0
     device = fabric.device
-    updates = Updates(fabric, copy.deepcopy(model).to(device), defense, threat, training, num_classes)
+    updates = Updates(fabric, copy.deepcopy(model).to(device), defense, training, num_classes)
     batch = Data(batch.pixels().to(device), batch.labels.to(device), batch.index)
 
     def update(number: int) -> None:
-        updates.update(batch, len(batch), seed=number, number=number, epoch=0, lr=training.lr).item()
+        updates.update(batch, len(batch), threat, seed=number, number=number, epoch=0, lr=training.lr).item()
 
     update(0)
     start = time.perf_counter()
@@ -154,10 +154,13 @@ class _Run:
         """Of the next update, from 0."""
         return self.course.epoch * len(self.batches) + self.course.batch
 
+    def _done(self, number: int) -> float:
+        """The share of the training that is over in the middle of an update."""
+        return (number + 0.5) / (self.training.epochs * len(self.batches))
+
     def _rate(self, number: int) -> float:
         """The learning rate of an update."""
-        done = (number + 0.5) / (self.training.epochs * len(self.batches))
-        return learning_rate(self.training, done) / 2**self.course.returns
+        return learning_rate(self.training, self._done(number)) / 2**self.course.returns
 
     def _epoch(self) -> None:
         """The updates of an epoch that are still to be made."""
@@ -169,7 +172,8 @@ class _Run:
         for batch, of in self.batches.epoch(order, course.batch):
             number = self._number
             draws = stream(self.seed, number, course.returns)
-            loss = self.updates.update(batch, of, seed=draws, number=number, epoch=course.epoch, lr=self._rate(number))
+            threat, lr = warmed(self.threat, self.training, self._done(number)), self._rate(number)
+            loss = self.updates.update(batch, of, threat, seed=draws, number=number, epoch=course.epoch, lr=lr)
             losses += loss * len(batch)
             course.batch += 1
             self.progress.advance(1, text)

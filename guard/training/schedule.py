@@ -1,8 +1,9 @@
-"""Schedule: the learning rate over a training."""
+"""Schedule: the learning rate and the threat over a training."""
 
 import math
 
 from guard.recipe import Training
+from guard.threat import ThreatModel
 
 _RISE = 0.4  # share of the updates over which a cyclic learning rate goes up
 
@@ -18,3 +19,10 @@ def learning_rate(training: Training, done: float) -> float:
             return training.lr * (1 + math.cos(math.pi * done)) / 2
         case _:
             return training.lr
+
+
+def warmed(threat: ThreatModel, training: Training, done: float) -> ThreatModel:
+    """What is trained against when the share `done` is over: less than the whole threat while it grows."""
+    if done >= training.warmup or math.isinf(threat.epsilon):
+        return threat
+    return ThreatModel(norm=threat.norm, epsilon=threat.epsilon * done / training.warmup)

@@ -34,12 +34,11 @@ class Updates:
         fabric: Fabric,
         model: nn.Module,
         defense: Stack,
-        threat: ThreatModel,
         training: Training,
         num_classes: int,
     ) -> None:
         self.memory: dict[str, Tensor] = {}
-        self._fabric, self._model, self._defense, self._threat = fabric, model.train(), defense, threat
+        self._fabric, self._model, self._defense = fabric, model.train(), defense
         self._training, self._num_classes = training, num_classes
         self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = _optimizer(self._weights, training)
@@ -47,7 +46,9 @@ class Updates:
         if fabric.device.type == "cuda":
             model.to(memory_format=torch.channels_last)
 
-    def update(self, batch: Data, of: int, *, seed: int, number: int, epoch: int, lr: float) -> Tensor:
+    def update(
+        self, batch: Data, of: int, threat: ThreatModel, *, seed: int, number: int, epoch: int, lr: float
+    ) -> Tensor:
         """One update of the weights; the loss over this process's images, detached.
 
         `batch`: this process's part of a batch of `of` images; `number` of the update, `epoch` of it, from 0. All draws
@@ -60,7 +61,7 @@ class Updates:
         with seeded(stream(seed, fabric.global_rank, 1), device):
             with fabric.autocast():
                 images, targets = self._batch(batch, generator)
-                adversarial = self._defense.adversary(self._model, images, targets, self._threat, generator)
+                adversarial = self._defense.adversary(self._model, images, targets, threat, generator)
 
             def objective() -> Tensor:
                 with fabric.autocast():
@@ -72,7 +73,7 @@ class Updates:
                 adversarial=adversarial,
                 targets=targets,
                 objective=objective,
-                threat=self._threat,
+                threat=threat,
                 epoch=epoch,
                 epochs=self._training.epochs,
                 generator=generator,

@@ -12,7 +12,7 @@ from guard import Data, InputError, Stack, ThreatModel
 from guard.recipe import Training
 from guard.training.batches import Batches, batch_sizes, stream
 from guard.training.fabric import fabric
-from guard.training.schedule import learning_rate
+from guard.training.schedule import learning_rate, warmed
 from guard.training.updates import Updates
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def network() -> nn.Module:
 
 def updates_of(model: nn.Module, **settings: Any) -> Updates:
     training = Training.model_validate({"weight_decay": 0.0} | settings)
-    return Updates(fabric(training, CPU), model, Stack(), THREAT, training, 3)
+    return Updates(fabric(training, CPU), model, Stack(), training, 3)
 
 
 def gradient(model: nn.Module, data: Data, targets: Tensor) -> list[Tensor]:
@@ -57,12 +57,22 @@ def test_learning_rates(settings: dict[str, Any], expected: list[float]) -> None
     assert found == pytest.approx(expected)
 
 
+def test_the_threat_grows_to_its_own_size() -> None:
+    training = Training(warmup=0.5)
+    found = [warmed(THREAT, training, done) for done in (0.1, 0.25, 0.5, 0.9)]
+    assert [threat.epsilon for threat in found] == pytest.approx([0.02, 0.05, 0.1, 0.1])
+    assert all(threat.norm == "linf" for threat in found)
+    assert warmed(THREAT, Training(), 0.001) is THREAT
+    free = ThreatModel(norm="l2", epsilon=math.inf)
+    assert warmed(free, training, 0.1) is free
+
+
 def test_a_gradient_is_clipped_over_all_weights_together() -> None:
     data, other = data_of(6), network()
     slopes = gradient(other, data, data.labels)
     length = torch.cat([slope.flatten() for slope in slopes]).norm()
     plain = network()
-    updates_of(plain, clip=0.01).update(data, 6, seed=0, number=0, epoch=0, lr=0.5)
+    updates_of(plain, clip=0.01).update(data, 6, THREAT, seed=0, number=0, epoch=0, lr=0.5)
     nesterov = 1.9  # of the first step: 1 + momentum
     for weight, start, slope in zip(plain.parameters(), other.parameters(), slopes, strict=True):
         torch.testing.assert_close(weight, start - 0.5 * nesterov * slope * 0.01 / length, rtol=1e-3, atol=0)
@@ -72,7 +82,7 @@ def test_labels_are_smoothed() -> None:
     data, model, other = data_of(6), network(), network()
     soft = F.one_hot(data.labels, 3) * 0.7 + 0.1
     slopes = gradient(other, data, soft)
-    updates_of(model, label_smoothing=0.3).update(data, 6, seed=0, number=0, epoch=0, lr=0.5)
+    updates_of(model, label_smoothing=0.3).update(data, 6, THREAT, seed=0, number=0, epoch=0, lr=0.5)
     for weight, start, slope in zip(model.parameters(), other.parameters(), slopes, strict=True):
         torch.testing.assert_close(weight, start - 0.95 * slope)
 
@@ -82,7 +92,7 @@ def test_weights_are_averaged_and_the_network_goes_on_as_it_was() -> None:
     updates = updates_of(model, ema=0.5)
     expected = [value.detach().clone() for value in model.parameters()]
     for number in range(12):
-        updates.update(data, 6, seed=0, number=number, epoch=0, lr=0.5)
+        updates.update(data, 6, THREAT, seed=0, number=number, epoch=0, lr=0.5)
         decay = min(0.5, (1 + number) / (10 + number))
         expected = [decay * old + (1 - decay) * new for old, new in zip(expected, model.parameters(), strict=True)]
     own = [value.detach().clone() for value in model.parameters()]
@@ -100,10 +110,10 @@ def test_an_update_depends_on_its_seed_and_not_on_those_before() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3)).double()
         updates = updates_of(model)
         for seed in seeds:
-            updates.update(data_of(6), 6, seed=seed, number=0, epoch=0, lr=0.0)
+            updates.update(data_of(6), 6, THREAT, seed=seed, number=0, epoch=0, lr=0.0)
         before = torch.cat([value.detach().flatten() for value in model.parameters()])
         updates = updates_of(model)
-        updates.update(data_of(6), 6, seed=5, number=0, epoch=0, lr=0.1)
+        updates.update(data_of(6), 6, THREAT, seed=5, number=0, epoch=0, lr=0.1)
         return torch.cat([value.detach().flatten() for value in model.parameters()]) - before
 
     assert torch.equal(after(), after(1, 2, 3))
@@ -117,7 +127,9 @@ def test_bf16_moves_the_weights_about_as_float32_does() -> None:
         start = [value.detach().clone() for value in model.parameters()]
         data = data_of(64)
         updates = updates_of(model, precision=precision)
-        updates.update(Data(data.images.float(), data.labels, data.index), 64, seed=0, number=0, epoch=0, lr=0.5)
+        updates.update(
+            Data(data.images.float(), data.labels, data.index), 64, THREAT, seed=0, number=0, epoch=0, lr=0.5
+        )
         assert all(value.dtype == torch.float32 for value in model.parameters())
         moved.append(torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), start, strict=True)]))
     assert not torch.equal(moved[0], moved[1])
