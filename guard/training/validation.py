@@ -18,8 +18,12 @@ _MOST = 1000  # images that it takes
 _BATCH = 250
 _STEPS = 10
 _REACH = 2.5  # what all steps are long together, in units of epsilon
-_GAP = 0.5  # between one step's accuracy and several steps', from which on overfitting is catastrophic
-_FALL = 0.2  # or of the latter below its best, where the former does not fall as well
+# overfitting is catastrophic where one step breaks few of the images that several steps break nearly all of:
+_KEPT = 0.75  # of clean accuracy under one step
+_LEFT = 1 / 3  # of that under several
+_GAP = 0.2  # and at least so far apart
+# or where robustness to several steps fell so far below its best, and that to one step did not
+_FALL = 0.2
 _SLACK = 0.05
 
 
@@ -72,13 +76,13 @@ def collapsed(epochs: Sequence[Epoch], now: Accuracies) -> str | None:
     to several (Wong, Rice, Kolter 2020)."""
     if now.fgsm is None or now.pgd is None:
         return None
-    figures = f"FGSM {100 * now.fgsm:.1f}, PGD {100 * now.pgd:.1f}"
+    apart = now.fgsm > _KEPT * now.clean and now.pgd < _LEFT * now.fgsm and now.fgsm - now.pgd > _GAP
     best = max(epochs, key=lambda epoch: epoch.pgd or 0, default=None)
     fell = best is not None and now.pgd < (best.pgd or 0) - _FALL and now.fgsm > (best.fgsm or 0) - _SLACK
-    if now.fgsm - now.pgd > _GAP or fell:
-        before = f" (PGD was {100 * best.pgd:.1f})" if best is not None and best.pgd is not None else ""
-        return f"catastrophic overfitting: {figures}{before}"
-    return None
+    if not (apart or fell):
+        return None
+    before = f" (PGD was {100 * best.pgd:.1f})" if best is not None and best.pgd is not None else ""
+    return f"catastrophic overfitting: FGSM {100 * now.fgsm:.1f}, PGD {100 * now.pgd:.1f}{before}"
 
 
 def _stands(victim: Victim, points: Tensor, labels: Tensor) -> Tensor:
