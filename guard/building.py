@@ -12,16 +12,19 @@ from guard.source import DatasetSource, ModelSource
 from guard.victim import held
 
 
-def built(source: ModelSource, dataset: DatasetSource, seed: int, *, fresh: bool = False) -> ImageModel:
+def built(
+    source: ModelSource, dataset: DatasetSource, seed: int, *, fresh: bool = False, new_head: bool = False
+) -> ImageModel:
     """The source's network; where fresh, with the initial weights that the seed gives, whatever weights are given.
 
+    `new_head`: weights for another number of classes leave the last layer as the seed gives it.
     Raises InputError where it does not take the data set's images, or has too few outputs for its classes.
     """
     if fresh and source.weights is not None:
         source = source.model_copy(update={"weights": "none"})
     with seeded(seed, torch.device("cpu")):
-        model = unframed(assemble(source, dataset.num_classes, dataset.image_shape), dataset)
-    label = label_of(source)
+        model = assemble(source, dataset.num_classes, dataset.image_shape, new_head=new_head)
+    model, label = unframed(model, dataset), label_of(source)
     probe = beside(model, torch.full((2, *dataset.image_shape), 0.5))
     check_logits(answer(model, probe, label), dataset.num_classes, label)
     return model
@@ -38,7 +41,7 @@ def to_train(source: ModelSource, dataset: DatasetSource, seed: int, *, scratch:
             f"model '{label_of(source)}' comes trained, and training from scratch needs a source that builds "
             f"fresh weights. Use training: {{from: weights}}"
         )
-    return built(source, dataset, seed, fresh=not fine_tune)
+    return built(source, dataset, seed, fresh=not fine_tune, new_head=fine_tune)
 
 
 def given(source: ModelSource) -> bool:

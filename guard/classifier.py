@@ -171,14 +171,19 @@ def model(
     )
 
 
-def assemble(source: ModelSource, num_classes: int, image_shape: tuple[int, int, int]) -> ImageModel:
-    """The model of a source: built, its weights loaded, and read as the source's keys say. Raises InputError."""
+def assemble(
+    source: ModelSource, num_classes: int, image_shape: tuple[int, int, int], *, new_head: bool = False
+) -> ImageModel:
+    """The model of a source: built, its weights loaded, and read as the source's keys say. Raises InputError.
+
+    `new_head`: weights of a network for another number of classes leave the last layer as it was built.
+    """
     net = source.build(num_classes, image_shape)
     if source.weights_file is not None:
         inner = net.net if isinstance(net, ImageModel) else net
         if not isinstance(inner, nn.Module):
             raise InputError(f"model '{source.name}' is no torch module and takes no weights. Leave weights out")
-        load_weights(inner, source.weights_file)
+        load_weights(inner, source.weights_file, new_head=new_head)
     keys = ("mean", "std", "resize", "crop", "outputs", "access")
     given = {
         key: getattr(source, key) for key in keys if getattr(source, key) != type(source).model_fields[key].default

@@ -1,5 +1,6 @@
 """Weights: tensors by name, read from a file and written to one, never any code."""
 
+import logging
 import os
 import pickle
 import warnings
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 
 from guard.errors import InputError
 
+_log = logging.getLogger(__name__)
 _WRAPPERS = ("state_dict", "model")  # keys of a checkpoint that hold the weights
 _PREFIXES = ("module.", "net.")  # of DataParallel and of guard's own ImageModel
 
 
-def load_weights(net: nn.Module, path: str | Path) -> None:
+def load_weights(net: nn.Module, path: str | Path, *, new_head: bool = False) -> None:
     """Put the weights of a file into `net`: .safetensors, or what torch.load reads with weights_only=True.
 
     A checkpoint may hold them under `state_dict` or `model`, and all names may begin with `module.` or `net.`.
+    `new_head`: the last linear layer is left as it is where the file's is for another number of classes.
     Raises InputError for a file that is missing, damaged or more than tensors, and for weights that do not fit.
     """
     path = Path(path).expanduser()
@@ -29,6 +32,9 @@ def load_weights(net: nn.Module, path: str | Path) -> None:
         raise InputError(f"there is no weights file '{path}'. Give weights: FILE, or none to train")
     own = net.state_dict()
     state = _unwrapped(_read(path), own, path)
+    if new_head:
+        state = _beheaded(net, state, path)
+        own = {key: value for key, value in own.items() if key in state or not key.startswith(f"{_head(net)}.")}
     problem = _misfit(state, own)
     if problem:
         raise InputError(f"weights '{path}' do not fit the model: {problem}. Give the weights of this architecture")
@@ -82,6 +88,26 @@ def _unwrapped(state: Any, own: Mapping[str, Any], path: Path) -> dict[str, Tens
         if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
+
+
+def _head(net: nn.Module) -> str:
+    """The name of the last linear layer; empty where there is none."""
+    return next((name for name, layer in reversed(list(net.named_modules())) if isinstance(layer, nn.Linear)), "")
+
+
+def _beheaded(net: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights without those of the last layer, where they are for another number of classes."""
+    head = _head(net)
+    weight = state.get(f"{head}.weight")
+    if not head or weight is None:
+        return state
+    wanted = net.state_dict()[f"{head}.weight"].shape
+    if weight.dim() != 2 or weight.shape == wanted or weight.shape[1] != wanted[1]:
+        return state
+    _log.warning(
+        "weights '%s' are for %d classes: the last layer, %s, is a new one for %d", path, len(weight), head, wanted[0]
+    )
+    return {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
 
 
 def _misfit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

@@ -48,9 +48,11 @@ def test_the_two_commands() -> None:
     assert r'pip install -e "\.\[test\]" && pytest' in (ROOT / ".ci/run").read_text()
 
 
-def test_the_config_is_the_quickstarts() -> None:
-    (shown,) = blocks("yaml")
-    assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
+def test_the_configs_are_the_files() -> None:
+    assert len(blocks("yaml")) == 2
+    for shown in blocks("yaml"):
+        name = shown.splitlines()[0].removeprefix("# ")
+        assert yaml.safe_load(shown) == yaml.safe_load((ROOT / name).read_text())
 
 
 def test_the_picture_is_there() -> None:
@@ -72,12 +74,28 @@ def test_your_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             assert float(a) == pytest.approx(float(b), abs=0.01)
 
 
+def test_training(workplace: Path, quickstart_cache: Path) -> None:
+    train, judge = blocks("sh")[2:4]
+    done = guard(train.strip(), workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    shown = BLOCKS[BLOCKS.index(("sh", train)) + 1][1].splitlines()
+    epochs = [line.split("   ")[:-1] for line in done.stderr.splitlines()[-3:]]
+    assert [line.split("   ") for line in shown[:3]] == epochs
+    ours = [line.rstrip() for line in done.stdout.splitlines()]
+    assert shown[4:10] == ours[1:7]
+    done = guard(judge.strip(), workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    shown = BLOCKS[BLOCKS.index(("sh", judge)) + 1][1].splitlines()
+    ours = [line.rstrip() for line in done.stdout.splitlines()]
+    assert ours[1:6] == shown
+
+
 def test_the_plugin_of_eight_lines(workplace: Path, quickstart_cache: Path) -> None:
     code = blocks("python")[1]
     lines = [line for line in code.splitlines() if not line.startswith(("#", "@"))]
     assert len([line for line in lines if '"""' not in line]) <= 8
     (workplace / "mine.py").write_text(code)
-    command = blocks("sh")[2].strip()
+    command = blocks("sh")[4].strip()
     done = guard(command, workplace, quickstart_cache)
     assert done.returncode == 0, done.stderr
     results = json.loads((workplace / "runs/corner/results.json").read_text())
@@ -99,10 +117,10 @@ def test_the_defense(workplace: Path, quickstart_cache: Path) -> None:
 
 
 def test_the_attacks_of_audit_strength(workplace: Path, quickstart_cache: Path) -> None:
-    command = blocks("sh")[3].strip()
+    command = blocks("sh")[5].strip()
     done = guard(f"{command} --limit 40", workplace, quickstart_cache)
     assert done.returncode == 0, done.stderr
-    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[3])) + 1][1].splitlines()
+    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[5])) + 1][1].splitlines()
     ours = done.stdout.strip().splitlines()
     assert ours[2].split() == shown[2].split()
     assert [line.split()[0] for line in ours[4:6]] == [line.split()[0] for line in shown[4:6]]
@@ -117,11 +135,11 @@ def test_the_attacks_of_audit_strength(workplace: Path, quickstart_cache: Path) 
 
 
 def test_the_transfers(workplace: Path, quickstart_cache: Path) -> None:
-    command = blocks("sh")[4].strip()
+    command = blocks("sh")[6].strip()
     settings = "--set defenses=[none] --set training.epochs=1 --limit 20"
     done = guard(f"{command} {settings}", workplace, quickstart_cache)
     assert done.returncode == 0, done.stderr
-    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[4])) + 1][1].splitlines()
+    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[6])) + 1][1].splitlines()
     ours = [line.rstrip() for line in done.stdout.splitlines()]
     assert shown[1] in ours
     cells = json.loads((workplace / "runs/transfer/results.json").read_text())["cells"]
@@ -145,7 +163,11 @@ def test_small_commands(command: str, workplace: Path) -> None:
 def test_every_config_is_valid(path: Path) -> None:
     from guard.config import EvaluationConfig
     from guard.configfile import read
+    from guard.trainingconfig import TrainingConfig
 
-    config, _ = read(EvaluationConfig, path)
-    assert path.read_text().startswith("# ")
-    assert config.attacks
+    text = path.read_text()
+    assert text.startswith("# ")
+    if "attacks:" in text:
+        assert read(EvaluationConfig, path)[0].attacks
+    else:
+        assert read(TrainingConfig, path)[0].defense.stack.members

@@ -177,3 +177,24 @@ def test_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: 
     with pytest.raises(InputError, match=re.escape(message)):
         load_weights(target, tmp_path / "w.pt")
     assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+def test_weights_for_other_classes_leave_a_new_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained, other = net(), net()
+    other[3] = nn.Linear(8, 5)
+    before = other[3].weight.clone()
+    save_weights(trained, tmp_path / "w.safetensors")
+    load_weights(other, tmp_path / "w.safetensors", new_head=True)
+    assert torch.equal(other[0].weight, trained[0].weight)
+    assert torch.equal(other[3].weight, before)
+    text = f"weights '{tmp_path / 'w.safetensors'}' are for 3 classes: the last layer, 3, is a new one for 5"
+    assert [record.getMessage() for record in caplog.records] == [text]
+    with pytest.raises(InputError, match="do not fit"):
+        load_weights(other, tmp_path / "w.safetensors")  # to be evaluated, it has to be trained first
+    caplog.clear()
+    load_weights(net(), tmp_path / "w.safetensors", new_head=True)
+    assert not caplog.records
+    wider = net()
+    wider[3] = nn.Linear(9, 5)
+    with pytest.raises(InputError, match="do not fit"):
+        load_weights(wider, tmp_path / "w.safetensors", new_head=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,39 @@ def test_a_finished_training_is_not_done_again(place: Path) -> None:
     assert done.returncode == 0
     assert "finished" in done.stderr
     assert (place / "runs/robust/weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_images_of_ones_own_and_a_network_of_another_number_of_classes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder, and a network of torchvision with weights of ImageNet's shape, by two commands."""
+    import torchvision
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    torch.save(torchvision.models.shufflenet_v2_x0_5(weights=None).state_dict(), place / "imagenet.pt")
+    for split, name, channel in product(("train", "test"), ("cat", "dog"), (0, 1)):
+        folder = place / "photos" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 120, (40, 50, 3), generator=generator, dtype=torch.uint8)
+        pixels[..., ("cat", "dog").index(name)] += 120
+        for number in range(4):
+            Image.fromarray(pixels.numpy()).save(folder / f"{channel}{number}.png")
+    data = "dataset: {name: folder, path: photos, resize: 36, crop: 32}\nthreat: {norm: linf, epsilon: 4/255}\n"
+    model = "model: {name: torchvision, variant: shufflenet_v2_x0_5, weights: imagenet.pt}\n"
+    rest = "defense: fgsm-rs\ntraining: {epochs: 1, batch_size: 4, augmentation: [crop, flip]}\n"
+    (place / "own.yaml").write_text(data + model + rest)
+    (place / "judged.yaml").write_text(data + "model: runs/own\nattacks: [fgsm]\n")
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("GUARD_CACHE", str(place / "cache"))
+    for line in (["train", "own.yaml"], ["evaluate", "judged.yaml"]):
+        monkeypatch.setattr(sys, "argv", ["guard", *line])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    told = capsys.readouterr()
+    assert "weights 'imagenet.pt' are for 1000 classes: the last layer, fc, is a new one for 2" in told.err
+    assert "own on folder, linf 4/255, untargeted, seed 0, 16 images" in told.out
 
 
 def test_a_folder_without_a_training_is_no_model(place: Path) -> None:
