@@ -47,6 +47,8 @@ class Record(BaseModel):
     """Training images that it was validated on instead."""
     data: str
     """Fingerprint of the training split."""
+    start: str = ""
+    """Fingerprint of the weights that it started from."""
     versions: dict[str, str]
     epochs: tuple[Epoch, ...] = ()
     kept: int | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from guard.building import copied, framed, label_of, to_train
 from guard.environment import device_of, versions
 from guard.errors import InputError, blamed
-from guard.keys import data_key
+from guard.keys import data_key, key
 from guard.progress import Progress
 from guard.source import Data
 from guard.training.behind import Behind
@@ -49,10 +49,6 @@ def run(
     lightning = fabric(config.training, device, devices, nodes)
     if not lightning.is_global_zero:
         progress = Progress()
-    done = read_record(out)
-    if done is not None and done.finished:
-        progress.say(f"'{out}' holds this training, finished. Remove it to train anew")
-        return done
     dataset = framed(config.dataset, [config.model])
     try:
         data = dataset.load("train")
@@ -81,8 +77,17 @@ def run(
         images=len(learned),
         held_out=validated(held),
         data="" if dry else data_key(data),
+        start=key(model.state_dict()),
         versions=versions(),
     )
+    done = read_record(out)
+    if done is not None and (done.data, done.start) != (record.data, record.start):
+        raise InputError(f"'{out}' holds a training of other images or weights. Give another folder, or remove it")
+    if done is not None and done.finished:
+        progress.say(f"'{out}' holds this training, finished. Remove it to train anew")
+        return done
+    if done is None and lightning.is_global_zero:
+        _write(record, out)
 
     def watch(course: Course, weights: dict[str, Tensor]) -> None:
         nonlocal record
