@@ -5,12 +5,13 @@ from typing import Any
 
 from guard.component import Component
 from guard.config import EvaluationConfig
+from guard.configparts import Config
 from guard.registry import KINDS, Registry
 
 
-def schema(registry: Registry) -> dict[str, Any]:
-    """The JSON schema of what `guard evaluate` reads: editors complete and check a config with it."""
-    found = EvaluationConfig.model_json_schema()
+def schema(registry: Registry, config: type[Config] = EvaluationConfig) -> dict[str, Any]:
+    """The JSON schema of what `guard evaluate` reads, or of another config: editors complete and check it with that."""
+    found = config.model_json_schema()
     definitions: dict[str, Any] = found.pop("$defs")
     for kind in KINDS:
         definitions |= _definitions(registry, kind, kind, {})

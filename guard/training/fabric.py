@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def fabric(training: Training, device: torch.device, devices: int = 1, nodes: int = 1) -> Fabric:
     """Lightning Fabric on one device, or in a process for each of several: each goes on from here.
 
-    Gradients are averaged by the loop itself and not by a DistributedDataParallel around the network, for a defense may
+    BatchNorm normalises by each process's part of a batch; the first one's running statistics are kept. Gradients are
+    averaged by the loop itself and not by a DistributedDataParallel around the network, for a defense may
     ask a network several times in one update, freeze it, and move its weights.
     """
     with warnings.catch_warnings():

@@ -45,8 +45,8 @@ def run(
     `dry`: one batch of everything, and how long the whole would take is said. `told` gets the record after each epoch,
     in the first of several processes. Raises InputError and ContractError.
     """
-    device = device_of(config.device)
-    lightning = fabric(config.training, device, devices, nodes)
+    lightning = fabric(config.training, device_of(config.device), devices, nodes)
+    device = lightning.device  # this process's own
     if not lightning.is_global_zero:
         progress = Progress()
     dataset = framed(config.dataset, [config.model])
