@@ -31,7 +31,7 @@ from guard.report.training_terminal import line
 from guard.source import ModelSource
 from guard.threat import ThreatModel
 from guard.training.record import Record
-from guard.training.run import read_record
+from guard.training.run import CONFIG, RECORD, read_record
 from guard.training.run import run as run_training
 from guard.trainingconfig import TrainingConfig
 
@@ -133,7 +133,7 @@ def train(
         "plugins": [str(file) for file in plugins],
     }
     config = TrainingConfig.of(keys | settings, registry.create)
-    return perform_training(config, Path(out), progress=progress)
+    return perform_training(config, Path(out).expanduser(), progress=progress)
 
 
 def perform_training(
@@ -163,7 +163,14 @@ def perform_training(
             if events is not None:
                 events.add(record.epochs[-1])
 
-        return run_training(config, out, devices=devices, nodes=nodes, dry=dry, progress=progress, told=told)
+        try:
+            return run_training(config, out, devices=devices, nodes=nodes, dry=dry, progress=progress, told=told)
+        except GuardError:
+            done = read_record(out)
+            if done is None or not done.epochs:  # a mended config may have the folder
+                for name in (CONFIG, RECORD):
+                    (out / name).unlink(missing_ok=True)
+            raise
 
 
 def craft(

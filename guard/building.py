@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from guard.classifier import ImageModel, assemble, check_logits
 from guard.errors import GuardError, InputError, one_line
 from guard.rng import seeded
-from guard.source import DatasetSource, ModelSource
+from guard.source import Data, DatasetSource, ModelSource
 from guard.victim import held
+
+_CALIBRATION = 512
 
 
 def built(
@@ -36,7 +38,7 @@ def to_train(source: ModelSource, dataset: DatasetSource, seed: int, *, scratch:
     `scratch`: not at the given ones. Raises InputError where the source has no others.
     """
     fine_tune = given(source) and not scratch
-    if source.trained and source.weights is None and not fine_tune:
+    if source.trained and source.weights is None and scratch:
         raise InputError(
             f"model '{label_of(source)}' comes trained, and training from scratch needs a source that builds "
             f"fresh weights. Use training: {{from: weights}}"
@@ -75,6 +77,11 @@ def beside(model: nn.Module, images: Tensor) -> Tensor:
     """Images on a model's device and in its precision."""
     tensors = [*model.parameters(), *model.buffers()]
     return images.to(next((tensor for tensor in tensors if tensor.is_floating_point()), images))
+
+
+def calibrating(data: Data, seed: int) -> Data:
+    """The clean training images that a modification is calibrated on: 512, drawn by the seed."""
+    return data[torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:_CALIBRATION]]
 
 
 def copied(model: nn.Module, label: str) -> nn.Module:

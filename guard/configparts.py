@@ -120,7 +120,7 @@ class DefenseEntry(Labelled):
         members = [member.model_dump(mode="json") for member in self.stack.members]
         if len(members) > 1:
             return members
-        if not members and self.label == "none":
+        if not members and self.label in ("", "none"):
             return "none"
         return self._labelled(members[0] if members else {"name": "none"})
 

@@ -1,5 +1,6 @@
 """Loading: the network that a training left in its folder."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,10 +9,12 @@ from torch import nn
 from guard.classifier import ImageModel, assemble
 from guard.configfile import read
 from guard.errors import InputError
+from guard.rng import seeded
 from guard.training.run import CONFIG, WEIGHTS, read_record
 from guard.trainingconfig import TrainingConfig
 from guard.weights import load_weights
 
+_log = logging.getLogger(__name__)
 _LIVE = ("tensors", "live-model")
 
 
@@ -32,11 +35,14 @@ def load(run: str | Path) -> nn.Module:
             f"'{run}' is of a model that was handed over in Python, and only you can build it. "
             f"Load {folder / WEIGHTS} into it"
         )
+    if record.kept is None:
+        _log.warning("'%s' holds a network that overfitted catastrophically: it is not robust", run)
     config, _ = read(TrainingConfig, folder / CONFIG)
     # a source that is told to build fresh weights needs no file of them, and these come below
     model_source = config.model if config.model.trained else config.model.model_copy(update={"weights": "none"})
-    model: nn.Module = assemble(model_source, record.num_classes, record.image_shape)
-    model = config.defense.stack.modify(model, torch.full((2, *record.image_shape), 0.5))
+    with seeded(0, torch.device("cpu")):
+        model: nn.Module = assemble(model_source, record.num_classes, record.image_shape)
+        model = config.defense.stack.modify(model, torch.full((2, *record.image_shape), 0.5))
     net = model.net if isinstance(model, ImageModel) and isinstance(model.net, nn.Module) else model
     load_weights(net, folder / WEIGHTS)
     plain = isinstance(model, ImageModel) and model.plain

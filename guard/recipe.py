@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from guard.configparts import Part
+from guard.augmentation import Augmentation
+from guard.configparts import Part, distinct
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Augmentation = Literal["crop", "flip", "cutout", "cutmix"]
 
 
 class Training(Part):
@@ -37,12 +37,13 @@ class Training(Part):
     """Decay of an exponential moving average of the weights, such as 0.995, which is then what is kept."""
     label_smoothing: Share = 0.0
     """How much of a label is spread over all classes."""
-    augmentation: tuple[Augmentation, ...] = ()
-    """crop (after padding by an eighth), flip (horizontal), cutout (half the side), cutmix; in that order."""
+    augmentation: Annotated[tuple[Augmentation, ...], AfterValidator(distinct)] = ()
+    """crop (after padding by an eighth), flip (horizontal), cutout (half the side), cutmix; always in that order."""
     precision: Annotated[Literal["32", "bf16-mixed"], BeforeValidator(str)] = "32"
     """bf16-mixed computes what may be less precise in bfloat16; the weights stay float32."""
     validation: Share = 0.1
-    """The share of the training images that is held out, to see after each epoch how robust the network is."""
+    """The share of the training images that is held out, at most 1,000 of them, to see after each epoch how robust the
+    network is."""
     keep: Literal["best", "last"] = "best"
     """Which epoch's weights: of the most robust one on the held-out images (where nothing acts in training, of the most
     accurate one), or of the last."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -141,7 +141,7 @@ class Victim:
         for _ in range(self._eot):
             with torch.enable_grad():
                 leaf = points.detach().requires_grad_()
-                with torch.autocast(leaf.device.type, torch.bfloat16, self._bf16):
+                with torch.autocast(leaf.device.type, torch.bfloat16) if self._bf16 else nullcontext():
                     logits, features = self._observed(leaf, layers)
                 logits = logits.to(leaf.dtype)
                 values = loss(logits, goal, features) if layers else loss(logits, goal)

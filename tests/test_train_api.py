@@ -76,3 +76,25 @@ def test_a_network_that_a_defense_changed_comes_back_changed(tmp_path: Path) -> 
     assert record.label == "truncated-relu + fgsm-rs"
     saved = guard.load(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), saved.state_dict().values(), strict=True))
+
+
+def test_a_training_that_fails_at_once_leaves_its_folder_to_a_mended_one(
+    data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    class Broken(guard.Defense):
+        name = "broken"
+
+        def loss(self, model: nn.Module, *rest: object) -> Tensor:  # type: ignore[override]
+            return model.no_such  # type: ignore[no-any-return]
+
+    with pytest.raises(guard.ContractError, match=r"^training Sequential raised AttributeError: .*no_such"):
+        guard.train(network(), data, threat=THREAT, defense=Broken(), training=SHORT, out=tmp_path)
+    with pytest.raises(guard.ContractError, match="the loss became"):
+        guard.train(network(), data, threat=THREAT, training=SHORT | {"lr": 1e30}, out=tmp_path)
+    assert guard.train(network(), data, threat=THREAT, training=SHORT, out=tmp_path).finished
+
+
+def test_no_defense_and_the_defense_none_are_one(tmp_path: Path) -> None:
+    short = {"epochs": 1, "batch_size": 256}
+    first = guard.train("small-cnn", "digits", threat=THREAT, training=short, out=tmp_path)
+    assert guard.train("small-cnn", "digits", threat=THREAT, defense="none", training=short, out=tmp_path) == first

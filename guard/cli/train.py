@@ -33,7 +33,8 @@ def train(
 ) -> int:
     """Train a model under a defense, with robust validation after each epoch.
 
-    The same command goes on where a killed one stopped. Exit code: 0; 1 where training failed; 2 for bad input.
+    The same command goes on where a killed one stopped. Exit code: 0; 1 where training
+    failed, or overfitted catastrophically in every epoch; 2 for bad input.
     """
     import tempfile
 
@@ -68,4 +69,4 @@ def train(
         if not quiet:
             show(record, Console())
         print(folder / "training.html")
-    return 0
+    return int(record.kept is None)

@@ -11,7 +11,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from guard.building import built, copied, given, label_of, to_train
+from guard.building import built, calibrating, copied, given, label_of, to_train
 from guard.classifier import ImageModel
 from guard.config import EvaluationConfig
 from guard.defense import Stack
@@ -32,11 +32,6 @@ from guard.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-if TYPE_CHECKING:
-    pass
-
-_CALIBRATION = 512  # clean training images that a modification is calibrated on
 
 
 @dataclass(frozen=True)
@@ -146,8 +141,8 @@ class Workshop:
                 path.unlink(missing_ok=True)
                 model = self._untrained(source, left)
         with blamed(f"training {label}"):
-            train(
-                Behind(left.stages, model) if left.stages else model,
+            course = train(
+                self._behind(left, model),
                 left,
                 self._training_data(label),
                 self._config.threat[0],
@@ -159,9 +154,14 @@ class Workshop:
                 what=f"training {label}",
                 folder=path.with_suffix(""),
             )
+            if course.kept is None:
+                raise ContractError(f"{label}: {course.epochs[-1].events[-1]}. Train it otherwise")
         save_weights(model, path)
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return model
+
+    def _behind(self, left: Stack, model: nn.Module) -> nn.Module:
+        return Behind(left.stages, model) if left.stages else model
 
     def _untrained(self, source: ModelSource, left: Stack) -> nn.Module:
         """A network of one's own to train, changed by the members of the stack that come before training."""
@@ -191,7 +191,7 @@ class Workshop:
         try:
             with blamed(label):
                 return estimate(
-                    self._untrained(source, left),
+                    self._behind(left, self._untrained(source, left)),
                     left,
                     data,
                     threat,
@@ -224,7 +224,7 @@ class Workshop:
         if not modifying:
             return torch.empty(0, *self._config.dataset.image_shape, device=self._device)
         data = self._training_data(f"defense '{modifying[0]}'")
-        return data[:_CALIBRATION].floats().to(self._device)
+        return calibrating(data, self._config.seed[0]).floats().to(self._device)
 
     def _recipe(self, source: ModelSource, left: Stack) -> str:
         """A key of all that decides the trained weights; one of its own where something in it cannot be hashed."""

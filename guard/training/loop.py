@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _ACTING = ("adversary", "loss", "update")  # who acts at one of these trains for robustness
 _SAVE = 600.0  # seconds between checkpoints inside an epoch
 _EVERY = 100  # batches, after which it is asked whether they are over
+_PLAIN = torch.contiguous_format  # channels_last cannot be saved
 _KEPT = "kept."  # before the names of weights that are kept, in a checkpoint
 
 
@@ -58,12 +59,19 @@ def train(
     """Train `model` in place on `data` under `defense`, against `threat`, and leave it in eval mode.
 
     All draws follow from `seed`: held-out images, their order, augmentations, adversaries, dropout. With `folder` a
-    training that was killed goes on from its last checkpoint and ends with the same weights. The last partial batch of
-    an epoch is kept; a single image that is left over joins the batch before it, for BatchNorm needs two.
+    training that was killed goes on from its last checkpoint and ends with the same weights; in several processes what
+    each had for itself (a defense's memory, running statistics inside an epoch) is then the first one's. The last
+    partial batch of an epoch is kept; a single image that is left over joins the batch before it, for BatchNorm needs
+    two.
     Raises ContractError where the loss is NaN or infinite, InputError where there is nothing to train (on).
     """
     if not len(data):
         raise InputError(f"{what}: there are no training images. Give a training split that has some")
+    if fabric.world_size > 1 and training.batch_size < 2 * fabric.world_size:
+        raise InputError(
+            f"batch_size is {training.batch_size}, of {fabric.world_size} processes together. "
+            f"Give at least {2 * fabric.world_size}"
+        )
     learned, held = hold_out(data, training.validation, seed)
     return _Run(
         updates=Updates(fabric, model.to(fabric.device), defense, training, num_classes),
@@ -94,19 +102,21 @@ def estimate(
 ) -> float:
     """About how many seconds `train` would take: one update of a copy is timed, after one that warms up."""
     batch = data[: training.batch_size]
-    if not len(batch):
+    size = len(batch)
+    if not size:
         return 0.0
     device = fabric.device
     updates = Updates(fabric, copy.deepcopy(model).to(device), defense, training, num_classes)
+    batch = batch[fabric.global_rank :: fabric.world_size]
     batch = Data(batch.pixels().to(device), batch.labels.to(device), batch.index)
 
     def update(number: int) -> None:
-        updates.update(batch, len(batch), threat, seed=number, number=number, epoch=0, lr=training.lr).item()
+        updates.update(batch, size, threat, seed=number, number=number, epoch=0, lr=training.lr).item()
 
     update(0)
     start = time.perf_counter()
     update(1)
-    return (time.perf_counter() - start) * training.epochs * len(data) / len(batch)
+    return (time.perf_counter() - start) * training.epochs * len(data) / size
 
 
 @dataclass
@@ -207,7 +217,8 @@ class _Run:
             seen = self._seen(model)
             alarm = collapsed(course.epochs, seen) if self._watchful and seen else None
             if not self.best or (alarm is None and course.leads(seen, training, self.robust)):
-                self.best = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+                own = model.state_dict().items()
+                self.best = {key: value.detach().cpu().clone(memory_format=_PLAIN) for key, value in own}
                 course.kept = None if alarm else course.epoch + 1
         again = alarm is not None and course.react(alarm, training)
         if alarm:
@@ -242,11 +253,19 @@ class _Run:
             self.checkpoints.save(self.updates.state() | kept, self.course.dump())
 
     def _resume(self) -> None:
-        found = None if self.checkpoints is None else self.checkpoints.load(self.progress.say)
+        first = self.checkpoints is not None and self.fabric.is_global_zero
+        found = self.fabric.broadcast(self.checkpoints.load(self.progress.say) if first and self.checkpoints else None)
         if found is None:
             return
         state, note = found
         kept = [key for key in state if key.startswith(_KEPT)]
         self.best = {key.removeprefix(_KEPT): state.pop(key) for key in kept}
-        self.updates.load(state)
-        self.course = Course.of(note)
+        try:
+            self.updates.load(state)
+            self.course = Course.of(note)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{self.what}: the checkpoint is of another network, or of another version of guard. Remove its folder"
+            ) from error
+        if self.course.epochs and self.fabric.is_global_zero:
+            self.watch(self.course, self.best)  # it may have been killed between its checkpoint and this

@@ -52,5 +52,5 @@ class Record(BaseModel):
     versions: dict[str, str]
     epochs: tuple[Epoch, ...] = ()
     kept: int | None = None
-    """The epoch whose weights were kept; None while none is over."""
+    """The epoch whose weights were kept; None while none is over, and where all of them overfitted catastrophically."""
     finished: bool = False

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
-from guard.building import copied, framed, label_of, to_train
+from guard.building import calibrating, copied, framed, label_of, to_train
 from guard.environment import device_of, versions
 from guard.errors import InputError, blamed
 from guard.keys import data_key, key
@@ -21,13 +22,12 @@ from guard.training.course import Course
 from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
 from guard.training.record import Record
-from guard.training.validation import hold_out, validated
+from guard.training.validation import hold_out
 from guard.trainingconfig import TrainingConfig
 from guard.weights import save_tensors
 
 CONFIG, RECORD, WEIGHTS = "config.json", "training.json", "weights.safetensors"
 _AROUND = ("inner.", "net.")  # before the names of a network behind preprocesses, and of one that guard normalises for
-_CALIBRATION = 512  # clean training images that a modification is calibrated on
 
 
 def run(
@@ -58,14 +58,15 @@ def run(
     scratch = config.training.start == "scratch"
     with blamed(f"defense '{stack.label}'"):
         modifies = any(member.overrides("modify") for member in stack.members)
-        calibration = data[:_CALIBRATION].floats().to(device) if modifies else torch.empty(0)
+        calibration = calibrating(data, config.seed).floats().to(device) if modifies else torch.empty(0)
         model = copied(to_train(config.model, dataset, config.seed, scratch=scratch), what).to(device)
         model = stack.modify(model, calibration).to(device)
     network = Behind(stack.stages, model) if stack.stages else model
     if dry:
-        whole = estimate(
-            network, stack, data, config.threat, config.training, num_classes=dataset.num_classes, fabric=lightning
-        )
+        with blamed(what):
+            whole = estimate(
+                network, stack, data, config.threat, config.training, num_classes=dataset.num_classes, fabric=lightning
+            )
         config, data = _brief(config, data)
     learned, held = hold_out(data, config.training.validation, config.seed)
     record = Record(
@@ -75,12 +76,12 @@ def run(
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
         images=len(learned),
-        held_out=validated(held),
+        held_out=len(held),
         data="" if dry else data_key(data),
         start=key(model.state_dict()),
         versions=versions(),
     )
-    done = read_record(out)
+    done = lightning.broadcast(read_record(out) if lightning.is_global_zero else None)
     if done is not None and (done.data, done.start) != (record.data, record.start):
         raise InputError(f"'{out}' holds a training of other images or weights. Give another folder, or remove it")
     if done is not None and done.finished:
@@ -92,25 +93,29 @@ def run(
     def watch(course: Course, weights: dict[str, Tensor]) -> None:
         nonlocal record
         record = _at(record, course, finished=course.over(config.training))
-        save_tensors(_own(weights), out / WEIGHTS)
-        _write(record, out)
-        if not dry:
-            told(record)
+        try:
+            save_tensors(_own(weights), out / WEIGHTS)
+            _write(record, out)
+            if not dry:
+                told(record)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"'{out}' cannot be written: {error}. Make room and run the same command again") from error
 
-    course = train(
-        network,
-        stack,
-        data,
-        config.threat,
-        config.training,
-        num_classes=dataset.num_classes,
-        seed=config.seed,
-        fabric=lightning,
-        progress=progress,
-        what=what,
-        folder=out,
-        watch=watch,
-    )
+    with blamed(what):
+        course = train(
+            network,
+            stack,
+            data,
+            config.threat,
+            config.training,
+            num_classes=dataset.num_classes,
+            seed=config.seed,
+            fabric=lightning,
+            progress=progress,
+            what=what,
+            folder=out,
+            watch=watch,
+        )
     record = _at(record, course, finished=True)
     if lightning.is_global_zero:
         _write(record, out)

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from guard.augmentation import augmented
 from guard.defense import Stack, Step
 from guard.errors import InputError
 from guard.recipe import Training
 from guard.rng import seeded
 from guard.source import Data
 from guard.threat import ThreatModel
-from guard.training.augmentation import augmented
 from guard.training.batches import stream
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from guard.threat import ThreatModel
 from guard.training.record import Epoch
 from guard.victim import Victim, held
 
-_MOST = 1000  # images that it takes
+_MOST = 1000  # images that are held out
 _BATCH = 250
 _STEPS = 10
 _REACH = 2.5  # what all steps are long together, in units of epsilon
@@ -36,27 +36,24 @@ class Accuracies(NamedTuple):
 
 
 def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
-    """The images to learn on, and `share` of them, drawn by the seed, that are held out. At least one is learned on."""
-    count = min(round(share * len(data)), len(data) - 1)
+    """The images to learn on, and `share` of them, at most 1,000, drawn by the seed, that are held out.
+
+    At least one is learned on.
+    """
+    count = min(round(share * len(data)), _MOST, len(data) - 1)
     if count < 1:
         return data, data[:0]
     order = torch.randperm(len(data), generator=Generator().manual_seed(seed))
     return data[order[count:].sort().values], data[order[:count].sort().values]
 
 
-def validated(data: Data) -> int:
-    """How many of the held-out images `validate` takes."""
-    return min(len(data), _MOST)
-
-
 def validate(model: nn.Module, data: Data, threat: ThreatModel, seed: int, device: torch.device) -> Accuracies:
-    """On at most 1,000 of the held-out images: clean, after one full step, and after that and PGD with 10 steps.
+    """On the held-out images: clean, after one full step, and after that and PGD with 10 steps.
 
     Each figure counts the images that have been classified correctly so far. Without a bound the first one is all.
     """
     bounded = math.isfinite(threat.epsilon)
     counts = torch.zeros(3, dtype=torch.int64, device=device)
-    data = data[:_MOST]
     for part in data.batches(_BATCH):
         images, labels = part.floats().to(device), part.labels.to(device)
         rng = Rng(seed, part.index.to(device), tuple(images.shape[1:]))

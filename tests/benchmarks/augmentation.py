@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from guard.training.augmentation import augmented
+from guard.augmentation import augmented
 from tests.benchmarks.measure import heading, prepare, table
 
 SIDE = 32

@@ -183,3 +183,37 @@ def test_a_disk_that_takes_no_checkpoint_is_said_and_the_old_ones_are_left(
     assert found is not None
     assert found[1] == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_killed_between_the_last_checkpoint_and_its_report_it_is_reported_again(data: Data, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def dies(course: Course, weights: dict[str, Tensor]) -> None:
+        if course.epoch == 3:
+            raise Killed
+
+    def watched(course: Course, weights: dict[str, Tensor]) -> None:
+        told.append((len(course.epochs), len(weights)))
+
+    training = Training(epochs=3, batch_size=8)
+    rest = {"num_classes": 3, "seed": 4, "fabric": fabric(training, CPU), "what": "it", "folder": tmp_path}
+    threat = ThreatModel(norm="linf", epsilon=0.1)
+    with pytest.raises(Killed):
+        train(network(), Stack(), data, threat, training, progress=Told(), watch=dies, **rest)  # type: ignore[arg-type]
+    train(network(), Stack(), data, threat, training, progress=Told(), watch=watched, **rest)  # type: ignore[arg-type]
+    assert told == [(3, 9)]
+
+
+def test_a_network_in_channels_last_is_saved(data: Data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Linear(4, 3))
+    course = fit(net.to(memory_format=torch.channels_last), data, Stack(), tmp_path, Told())  # type: ignore[call-overload]
+    assert course.kept is not None
+    assert Checkpoints(tmp_path).exist
+
+
+def test_a_checkpoint_of_another_network_is_one_line(data: Data, tmp_path: Path) -> None:
+    fit(network(), data, Stack(), tmp_path, Told(), epochs=1)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(InputError, match=r"the checkpoint is of another network, .*\. Remove its folder$"):
+        fit(other, data, Stack(), tmp_path, Told(), epochs=2)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from guard import Data, InputError, Stack, ThreatModel
+from guard import Data, InputError, Registry, Stack, ThreatModel
+from guard.defense import stack
 from guard.recipe import Training
 from guard.training.batches import Batches, batch_sizes, stream
 from guard.training.fabric import fabric
@@ -193,3 +194,21 @@ def test_streams_of_draws_are_their_own() -> None:
     seeds = [stream(seed, *place) for seed in (0, 1) for place in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0))]
     assert len(set(seeds)) == len(seeds)
     assert stream(3, 1, 2) == stream(3, 1, 2)
+
+
+def test_bf16_holds_for_the_adversary_too(registry: Registry) -> None:
+    kinds: set[torch.dtype] = set()
+
+    class Watched(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            answer = super().forward(inputs)
+            kinds.add(answer.dtype)
+            return answer
+
+    training = Training(precision="bf16-mixed")
+    defense = stack(registry.create("defense", "adversarial-training"))
+    data = data_of(8)
+    updates = Updates(fabric(training, CPU), nn.Sequential(nn.Flatten(), Watched(4, 3)), defense, training, 3)
+    batch = Data(data.images.float(), data.labels, data.index)
+    updates.update(batch, 8, THREAT, seed=0, number=0, epoch=0, lr=0.1)
+    assert kinds == {torch.bfloat16}

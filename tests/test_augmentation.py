@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from guard import InputError
-from guard.training.augmentation import Augmentation, augmented
+from guard.augmentation import Augmentation, augmented
 
 KINDS: tuple[Augmentation, ...] = ("crop", "flip", "cutout", "cutmix")
 SHAPES = [(1, 8, 8), (3, 16, 24), (3, 9, 7)]
@@ -228,12 +227,12 @@ def test_a_device_has_the_draws_of_the_cpu() -> None:
     torch.testing.assert_close(here[1], there[1].cpu(), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1], ("cutout", "crop", "cutmix", "flip", "crop")])
-def test_the_kinds_act_in_their_order(kinds: tuple[Augmentation, ...]) -> None:
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[::-1], ("cutmix", "crop")])
+def test_the_kinds_act_in_one_order_whatever_theirs_is(kinds: tuple[Augmentation, ...]) -> None:
     images, targets = pictures(10, (3, 16, 16)), torch.arange(10)
     together = augmented(images, targets, kinds, Generator().manual_seed(0), 10)
     generator = Generator().manual_seed(0)
-    for kind in kinds:
+    for kind in (kind for kind in KINDS if kind in kinds):
         images, targets = augmented(images, targets, [kind], generator, 10)
     assert torch.equal(together[0], images)
     assert torch.equal(together[1], targets)
@@ -245,8 +244,3 @@ def test_a_batch_of_one_and_no_kind_at_all() -> None:
     result, target = augmented(image, label, KINDS, Generator().manual_seed(0), 3)
     assert result.shape == image.shape
     assert torch.equal(target, torch.tensor([[0.0, 1.0, 0.0]]))
-
-
-def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(InputError, match=r"no augmentation is named 'cutmx'\. Did you mean 'cutmix'\?"):
-        augmented(pictures(1, (1, 8, 8)), torch.tensor([0]), ["cutmx"], Generator(), 2)  # type: ignore[list-item]

@@ -1,13 +1,11 @@
 """Standard augmentation: a whole training batch at once, on its device."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-
-from guard.errors import InputError, suggestion
 
 Augmentation = Literal["crop", "flip", "cutout", "cutmix"]
 
@@ -15,7 +13,9 @@ Augmentation = Literal["crop", "flip", "cutout", "cutmix"]
 def augmented(
     images: Tensor, targets: Tensor, kinds: Sequence[Augmentation], generator: Generator, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """A batch after each of `kinds`, in their order.
+    """A batch after each of `kinds`: crop, flip, cutout, cutmix, in that order whatever theirs is.
+
+    So the shares of mixed targets are those of what is seen.
 
     `images`: float (N, C, H, W) in [0, 1], which they stay in. `targets`: int64 (N,), or probabilities (N, K); cutmix
     returns the latter. Every image has its own draws, all of them from `generator`, a CPU's, so that they are the same
@@ -31,21 +31,15 @@ def augmented(
     proportions and the share 1 - lambda of its area until it is clipped; the target's share is what then remains of it,
     to the pixel. The authors' code draws one box for the whole batch and leaves half of the batches of CIFAR as they
     are.
-
-    Raises InputError for a kind that is none of these.
     """
-    for kind in kinds:
-        match kind:
-            case "crop":
-                images = _cropped(images, generator)
-            case "flip":
-                images = _flipped(images, generator)
-            case "cutout":
-                images = _cut_out(images, generator)
-            case "cutmix":
-                images, targets = _cut_mixed(images, targets, generator, num_classes)
-            case _:
-                raise InputError(f"no augmentation is named '{kind}'. {suggestion(kind, get_args(Augmentation))}")
+    if "crop" in kinds:
+        images = _cropped(images, generator)
+    if "flip" in kinds:
+        images = _flipped(images, generator)
+    if "cutout" in kinds:
+        images = _cut_out(images, generator)
+    if "cutmix" in kinds:
+        images, targets = _cut_mixed(images, targets, generator, num_classes)
     return images, targets
 
 
