@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import ValidationError
@@ -19,12 +20,15 @@ from guard.source import Data
 from guard.training.behind import Behind
 from guard.training.checkpoint import Checkpoints
 from guard.training.course import Course
-from guard.training.fabric import fabric
+from guard.training.fabric import launched
 from guard.training.loop import estimate, train
 from guard.training.record import Record
 from guard.training.validation import hold_out
 from guard.trainingconfig import TrainingConfig
 from guard.weights import save_tensors
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 CONFIG, RECORD, WEIGHTS = "config.json", "training.json", "weights.safetensors"
 _AROUND = ("inner.", "net.")  # before the names of a network behind preprocesses, and of one that guard normalises for
@@ -45,7 +49,20 @@ def run(
     `dry`: one batch of everything, and how long the whole would take is said. `told` gets the record after each epoch,
     in the first of several processes. Raises InputError and ContractError.
     """
-    lightning = fabric(config.training, device_of(config.device), devices, nodes)
+    with launched(config.training, device_of(config.device), devices, nodes) as lightning:
+        return _run(config, out, lightning, dry=dry, progress=progress, told=told)
+
+
+def _run(
+    config: TrainingConfig,
+    out: Path,
+    lightning: "Fabric",
+    *,
+    dry: bool,
+    progress: Progress,
+    told: Callable[[Record], None],
+) -> Record:
+    """The same in one process of those that were launched."""
     device = lightning.device  # this process's own
     if not lightning.is_global_zero:
         progress = Progress()
