@@ -57,6 +57,7 @@ class LowFrequency(Attack):
 
         MobileNet v2       bare      0.0   0.0   4.0  81.3   0.0        0.0      0.012       0.0
                   gaussian-blur      0.0   0.0  53.3  78.7   2.7        0.0      0.011       0.0
+                         median      0.0   0.0   0.0   0.0   0.0        0.0      0.007       0.0    15 images
                     bit-depth 3      0.0   0.0   9.3  65.3   0.0        0.0      0.020       0.0
         MobileNet v1       bare      0.0   0.0  21.3  77.3   0.0        0.0      0.012       0.0
                   gaussian-blur      0.0   0.0  61.3  68.0   0.0        0.0      0.009       0.0
