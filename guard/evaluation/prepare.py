@@ -24,7 +24,7 @@ from guard.layers import Around
 from guard.progress import Progress
 from guard.source import Data, ModelSource
 from guard.stage import Stage
-from guard.training.behind import Behind
+from guard.training.behind import behind
 from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
 from guard.victim import Access, held
@@ -142,7 +142,7 @@ class Workshop:
                 model = self._untrained(source, left)
         with blamed(f"training {label}"):
             course = train(
-                self._behind(left, model),
+                behind(left.stages, model),
                 left,
                 self._training_data(label),
                 self._config.threat[0],
@@ -159,9 +159,6 @@ class Workshop:
         save_weights(model, path)
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         return model
-
-    def _behind(self, left: Stack, model: nn.Module) -> nn.Module:
-        return Behind(left.stages, model) if left.stages else model
 
     def _untrained(self, source: ModelSource, left: Stack) -> nn.Module:
         """A network of one's own to train, changed by the members of the stack that come before training."""
@@ -191,7 +188,7 @@ class Workshop:
         try:
             with blamed(label):
                 return estimate(
-                    self._behind(left, self._untrained(source, left)),
+                    behind(left.stages, self._untrained(source, left)),
                     left,
                     data,
                     threat,

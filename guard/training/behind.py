@@ -24,3 +24,8 @@ class Behind(Around):
         )
         logits: Tensor = self.inner(bridged(self._stages, images, rng))
         return logits
+
+
+def behind(stages: Sequence[Stage], model: nn.Module) -> nn.Module:
+    """The network as it is trained: behind the stages, where there are any."""
+    return Behind(stages, model) if stages else model

@@ -253,8 +253,10 @@ class _Run:
             self.checkpoints.save(self.updates.state() | kept, self.course.dump())
 
     def _resume(self) -> None:
-        first = self.checkpoints is not None and self.fabric.is_global_zero
-        found = self.fabric.broadcast(self.checkpoints.load(self.progress.say) if first and self.checkpoints else None)
+        found = None
+        if self.checkpoints is not None and self.fabric.is_global_zero:
+            found = self.checkpoints.load(self.progress.say)
+        found = self.fabric.broadcast(found)
         if found is None:
             return
         state, note = found

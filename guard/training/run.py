@@ -17,7 +17,7 @@ from guard.errors import InputError, blamed
 from guard.keys import data_key, key
 from guard.progress import Progress
 from guard.source import Data
-from guard.training.behind import Behind
+from guard.training.behind import behind
 from guard.training.checkpoint import Checkpoints
 from guard.training.course import Course
 from guard.training.fabric import launched
@@ -78,7 +78,7 @@ def _run(
         calibration = calibrating(data, config.seed).floats().to(device) if modifies else torch.empty(0)
         model = copied(to_train(config.model, dataset, config.seed, scratch=scratch), what).to(device)
         model = stack.modify(model, calibration).to(device)
-    network = Behind(stack.stages, model) if stack.stages else model
+    network = behind(stack.stages, model)
     if dry:
         with blamed(what):
             whole = estimate(
