@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from guard.errors import UnknownName as UnknownName
     from guard.goal import Goal as Goal
     from guard.hookspecs import hookimpl as hookimpl
+    from guard.learned import LearnedAttack as LearnedAttack
     from guard.loading import load as load
     from guard.losses import LOSSES as LOSSES
     from guard.losses import Loss as Loss
     from guard.losses import LossName as LossName
     from guard.progress import Progress as Progress
+    from guard.recipe import Training as Training
     from guard.registry import Registry as Registry
     from guard.report.report import Report as Report
     from guard.rng import Rng as Rng
@@ -78,6 +80,7 @@ else:
         "InputError": "errors",
         "IterativeAttack": "attack",
         "LOSSES": "losses",
+        "LearnedAttack": "learned",
         "Loss": "losses",
         "LossName": "losses",
         "Memory": "attack",
@@ -95,6 +98,7 @@ else:
         "Stack": "defense",
         "Step": "defense",
         "ThreatModel": "threat",
+        "Training": "recipe",
         "UnknownName": "errors",
         "Victim": "victim",
         "assemble": "classifier",
@@ -158,6 +162,7 @@ __all__ = [
     "Stack",
     "Step",
     "ThreatModel",
+    "Training",
     "UnknownName",
     "Victim",
     "__version__",

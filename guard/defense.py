@@ -1,9 +1,10 @@
 """Defense: a base of no-ops, one method per moment at which a defense can act."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
@@ -32,6 +33,13 @@ class Step:
     generator: Generator
     memory: dict[str, Tensor]
     """What defenses keep from update to update; it is saved with the training, and given back where that is resumed."""
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    """What `note` wrote in this epoch: sum and count by name."""
+
+    def note(self, name: str, values: Tensor) -> None:
+        """Write down a figure of each image of the batch (N,); the epoch's record shows their mean under that name."""
+        sums = torch.stack([values.detach().double().sum(), values.new_tensor(len(values), dtype=torch.float64)])
+        self.notes[name] = self.notes[name] + sums if name in self.notes else sums
 
 
 class Defense(Component):
@@ -117,6 +125,11 @@ class Stack(Defense):
     def trains(self) -> bool:
         """Whether any member does."""
         return any(member.trains for member in self.members)
+
+    @property
+    def hardens(self) -> bool:
+        """Whether any member trains for robustness, not only on other images."""
+        return any(member.overrides("adversary", "loss", "update") for member in self.members)
 
     @property
     def stages(self) -> tuple[Defense, ...]:

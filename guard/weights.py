@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from guard.errors import InputError
 
 _log = logging.getLogger(__name__)
+_NOTE = "note"  # under which a text is kept
 _WRAPPERS = ("state_dict", "model")  # keys of a checkpoint that hold the weights
 _PREFIXES = ("module.", "net.")  # of DataParallel and of guard's own ImageModel
 
@@ -46,18 +47,27 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
     save_tensors(net.state_dict(), path)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write tensors by name to a .safetensors file, in one piece: never half written."""
+def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, note: str | None = None) -> None:
+    """Write tensors by name to a .safetensors file, in one piece: never half written. `note`: a text beside them."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
     # copies, for safetensors refuses tensors that share memory
     state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     try:
-        safetensors.torch.save_file(state, partial)
+        safetensors.torch.save_file(state, partial, metadata=None if note is None else {_NOTE: note})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_note(path: str | Path) -> str | None:
+    """The text that goes with the tensors of a .safetensors file; None where there is none."""
+    try:
+        with safetensors.safe_open(Path(path), framework="pt") as file:
+            return (file.metadata() or {}).get(_NOTE)
+    except (OSError, SafetensorError):
+        return None
 
 
 def _read(path: Path) -> Any:

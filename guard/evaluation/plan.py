@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 from guard.attack import Attack, MinimalAttack
 from guard.building import label_of
@@ -15,8 +16,9 @@ from guard.evaluation.crafting import applicable
 from guard.evaluation.nearest import unbounded
 from guard.evaluation.network import Network
 from guard.evaluation.prepare import Defended
-from guard.evaluation.result import Status
+from guard.evaluation.result import Fit, Status
 from guard.keys import UnkeyableError, component_key, key
+from guard.learned import LearnedAttack
 from guard.source import ModelSource
 from guard.threat import ThreatModel
 
@@ -116,7 +118,24 @@ class Planned:
     cell: PlannedCell
     victim: Network | None = None
     trials: tuple[Trial, ...] = ()
+    fits: tuple[Fit, ...] = ()
+    """What the attack learned before, for each trial; nothing where it does not learn."""
     refused: tuple[Status, str] | None = None
+
+
+class Way(NamedTuple):
+    """A way in which the attacker of a cell tries."""
+
+    name: str
+    network: Network
+    """That the attack is crafted on, or learns on."""
+    on: str
+    """What a report calls that network."""
+
+
+def name_of(cell: PlannedCell) -> str:
+    """What a report calls the victim of a cell."""
+    return cell.model_label if cell.defense_label == "none" else f"{cell.model_label} + {cell.defense_label}"
 
 
 def cells(config: EvaluationConfig) -> list[PlannedCell]:
@@ -156,48 +175,62 @@ def unique(labels: Sequence[str]) -> list[str]:
 
 
 def trials(
-    cell: PlannedCell, victim: Defended, source: Network | None, environment: str, max_queries: int | None = None
+    cell: PlannedCell,
+    victim: Network,
+    attacks: Sequence[tuple[Way, Attack]],
+    environment: str,
+    max_queries: int | None = None,
 ) -> tuple[Trial, ...]:
+    """A trial for each way, with the attack as it is there: one that learns has learned."""
+    return tuple(
+        Trial(
+            way.name,
+            attack,
+            way.network,
+            victim,
+            cell.goal,
+            cell.threat,
+            cell.seed,
+            drop=way.name in ("gradient", "bpda", "queries", "relax") and not victim.randomized,
+            environment=environment,
+            max_queries=max_queries,
+        )
+        for way, attack in attacks
+    )
+
+
+def ways(cell: PlannedCell, victim: Defended, source: Network | None, home: Network | None) -> tuple[Way, ...]:
     """The ways in which the attacker of a cell tries. Raises NotApplicable.
 
     An adaptive attacker goes through the defense (gradient, or bpda where a stage is not differentiable), through its
     relaxed backward where it has one, and takes the oblivious points too: each image counts by the best of them.
+    `home`: where an attack that learns once does so.
     """
-    crafted_on = _ways(cell, victim, source)
-    for _, on in crafted_on:
-        applicable(cell.attack, cell.label, cell.threat, on.access)
-    return tuple(
-        Trial(
-            name,
-            cell.attack,
-            on,
-            victim.network,
-            cell.goal,
-            cell.threat,
-            cell.seed,
-            drop=name in ("gradient", "bpda", "queries", "relax") and not victim.network.randomized,
-            environment=environment,
-            max_queries=max_queries,
-        )
-        for name, on in crafted_on
-    )
+    found = _ways(cell, victim, source, home)
+    for way in found:
+        applicable(cell.attack, cell.label, cell.threat, way.network.access)
+    return tuple(found)
 
 
-def _ways(cell: PlannedCell, victim: Defended, source: Network | None) -> list[tuple[str, Network]]:
+def _ways(cell: PlannedCell, victim: Defended, source: Network | None, home: Network | None) -> list[Way]:
+    name, bare = name_of(cell), f"{name_of(cell)}, without what it adds after training"
     if source is not None:
-        return [("transfer", source)]
+        return [Way("transfer", source, label_of(cell.source) if cell.source is not None else "")]
     if cell.knowledge == "oblivious":
         if victim.oblivious is None:
             raise NotApplicable(
                 "nothing is added after training that an oblivious attacker could ignore. Use knowledge: adaptive"
             )
-        return [("oblivious", victim.oblivious)]
-    ways = [(_direct(cell.attack, victim.network), victim.network)]
+        return [Way("oblivious", home or victim.oblivious, cell.model_label if home else bare)]
+    if home is not None:
+        return [Way("learned", home, cell.model_label)]
+    learned = isinstance(cell.attack, LearnedAttack)
+    found = [Way("learned" if learned else _direct(cell.attack, victim.network), victim.network, name)]
     if victim.relaxed is not None and cell.attack.access == "gradients":
-        ways.append(("relax", victim.relaxed))
-    if victim.oblivious is not None and cell.attack.access != "transfer":
-        ways.append(("oblivious", victim.oblivious))
-    return ways
+        found.append(Way("relax", victim.relaxed, name))
+    if victim.oblivious is not None and (learned or cell.attack.access != "transfer"):
+        found.append(Way("oblivious", victim.oblivious, bare))
+    return found
 
 
 def _direct(attack: Attack, network: Network) -> str:

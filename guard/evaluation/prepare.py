@@ -144,7 +144,7 @@ class Workshop:
             course = train(
                 behind(left.stages, model),
                 left,
-                self._training_data(label),
+                self.training_data(label),
                 self._config.threat[0],
                 self._config.training,
                 num_classes=self._config.dataset.num_classes,
@@ -184,7 +184,7 @@ class Workshop:
 
     def _estimate(self, source: ModelSource, left: Stack, label: str) -> float:
         """About how long training takes; 0 where it fails, of which the training itself will tell."""
-        data, threat = self._training_data(label), self._config.threat[0]
+        data, threat = self.training_data(label), self._config.threat[0]
         try:
             with blamed(label):
                 return estimate(
@@ -199,7 +199,8 @@ class Workshop:
         except ContractError:
             return 0.0
 
-    def _training_data(self, label: str) -> Data:
+    def training_data(self, label: str) -> Data:
+        """The training split, for whoever is named. Raises InputError where there is none."""
         if self._train_data is None:
             try:
                 self._train_data = self._config.dataset.load("train")
@@ -213,21 +214,21 @@ class Workshop:
 
     @cached_property
     def _training_key(self) -> str:
-        return data_key(self._training_data("training"))
+        return data_key(self.training_data("training"))
 
     def _calibration(self, part: Stack) -> Tensor:
         """Clean training images for those that modify a network; none are loaded where nobody does."""
         modifying = [member.name for member in part.members if member.overrides("modify")]
         if not modifying:
             return torch.empty(0, *self._config.dataset.image_shape, device=self._device)
-        data = self._training_data(f"defense '{modifying[0]}'")
+        data = self.training_data(f"defense '{modifying[0]}'")
         return calibrating(data, self._config.seed[0]).floats().to(self._device)
 
     def _recipe(self, source: ModelSource, left: Stack) -> str:
         """A key of all that decides the trained weights; one of its own where something in it cannot be hashed."""
         place = _place(source, left)
         if place not in self._recipes:
-            self._training_data(f"model '{label_of(source)}'")
+            self.training_data(f"model '{label_of(source)}'")
             start, config = self._start(source), self._config
             try:
                 with held(start):

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from guard.training.record import Epoch
+
 Status = Literal["VALID", "SUSPECT", "INVALID", "NOT_APPLICABLE", "INCOMPLETE"]
 
 
@@ -22,6 +24,37 @@ class Candidate(BaseModel):
     forwards_per_image: float
     backwards_per_image: float
     seconds: float
+
+
+class Fit(BaseModel):
+    """What an attack learned before it attacked, and on what."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    attack: dict[str, Any]
+    """Its parameters."""
+    model: str
+    """What it learned against."""
+    dataset: str
+    """On the training split of which it learned."""
+    images: int
+    """That it learned on."""
+    held_out: int
+    """Training images by which its best epoch was chosen."""
+    shared: int
+    """Evaluated images that are among those that it learned on, where the data set repeats itself."""
+    goal: str
+    norm: str
+    epsilon: float | None
+    """None where it knows no bound."""
+    seed: int
+    forwards: int
+    """That it asked of the model, over all images; its queries."""
+    backwards: int
+    seconds: float
+    epochs: tuple[Epoch, ...]
+    kept: int | None
+    """The epoch whose weights it attacks with."""
 
 
 class PartRow(BaseModel):
@@ -84,6 +117,8 @@ class Row(BaseModel):
     answers several epsilons."""
     backwards_per_image: float | None = None
     fit_forwards: int = 0
+    """What the attack asked of a model while it learned, over all training images, as the next; also where several
+    cells share what it learned."""
     fit_backwards: int = 0
     seconds: float | None = None
 
@@ -99,6 +134,8 @@ class Cell(Row):
     parts: tuple[PartRow, ...] = ()
     """Of a cascade of attacks, its members in their order, in the first candidate; one that no image was left for is
     left out."""
+    fit: Fit | None = None
+    """Of an attack that learned: how, for the first candidate."""
     undecided: int | None = None
     """Of an attack that estimates a longer one: images that stand and might still fall."""
     curve: tuple[tuple[float, float], ...] = ()

@@ -14,13 +14,15 @@ from guard.config import EvaluationConfig
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
-from guard.evaluation.result import Cell, Pictures, Status, WorstCase
+from guard.evaluation.result import Cell, Fit, Pictures, Status, WorstCase
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, write_arrays
 from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, minimal, parts, worst_cases
 from guard.goal import correct
 from guard.keys import key
+from guard.learned import LearnedAttack
 from guard.source import Data, DatasetSource
+from guard.weights import save_tensors
 
 _LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance
 
@@ -87,6 +89,19 @@ class Table:
             if item.outcome is not None
         }
 
+    def write_attacks(self, folder: Path) -> None:
+        """Write what attacks learned, once each; in a folder of its own where a label learned several times."""
+        learned: dict[str, dict[int, tuple[str, LearnedAttack, Fit]]] = {}
+        for planned, item in zip(self.planned, self.scored, strict=True):
+            for trial, fit in zip(planned.trials, planned.fits, strict=True) if planned.fits else ():
+                if isinstance(trial.attack, LearnedAttack):
+                    found = learned.setdefault(item.cell.label, {})
+                    found.setdefault(id(trial.attack), (item.cell.key, trial.attack, fit))
+        for label, found in learned.items():
+            for key_, attack, fit in found.values():
+                home = folder if len(found) == 1 else folder / key_
+                save_tensors(attack.module.state_dict(), home / f"{label}.safetensors", note=fit.model_dump_json())
+
     def write_images(self, folder: Path) -> None:
         """Write the adversarial images of each cell, in a folder of its own where another cell has the same label."""
         done = [(item.cell, item.outcome) for item in self.scored if item.outcome is not None]
@@ -139,6 +154,9 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
         reason=reason,
         candidates=tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True)),
         parts=parts(outcomes[0], clean),
+        fit=item.fits[0] if item.fits else None,
+        fit_forwards=sum(fit.forwards for fit in item.fits),
+        fit_backwards=sum(fit.backwards for fit in item.fits),
         undecided=undecided if cell.attack.estimate or undecided else None,
     )
     return Scored(row, outcome, clean)

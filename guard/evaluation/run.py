@@ -12,22 +12,23 @@ from torch import Tensor
 from guard.building import framed, label_of
 from guard.component import Component
 from guard.config import EvaluationConfig
-from guard.defense import Stack
 from guard.environment import device_of, versions
-from guard.errors import ContractError, InputError, NotApplicable
+from guard.errors import ContractError, InputError
+from guard.evaluation.fitting import Fitting
 from guard.evaluation.images import load_images
 from guard.evaluation.memory import give_back
 from guard.evaluation.network import Network
-from guard.evaluation.outcome import PICTURES, Bench, check_target
-from guard.evaluation.plan import Planned, PlannedCell, Trial, cells, trials
-from guard.evaluation.prepare import Defended, Workshop
+from guard.evaluation.outcome import PICTURES, Bench
+from guard.evaluation.plan import Planned, PlannedCell, Trial, name_of
+from guard.evaluation.planner import Planner
+from guard.evaluation.prepare import Workshop
 from guard.evaluation.result import Results
 from guard.evaluation.rows import Ledger, Table
 from guard.evaluation.store import Arrays, Store
 from guard.keys import data_key, environment_key, key
 from guard.progress import Progress
 from guard.registry import Registry
-from guard.source import Data, ModelSource
+from guard.source import Data
 
 SHARD = 256
 """Images that are kept together once they are computed, whatever the batch size; no batch is larger."""
@@ -55,10 +56,14 @@ def run(
     config = config.model_copy(update={"dataset": framed(config.dataset, config.sources)})
     data = load_images(config.dataset, config.limit, config.seed[0])
     limits = environment if config.max_queries is None else key(environment, config.max_queries)
-    planned = plan(config, Workshop(config, store, device, progress, no_train), limits)
+    workshop = Workshop(config, store, device, progress, no_train)
+    fitting = Fitting(config, store, device, progress, workshop, data, no_train=no_train)
+    planned = Planner(config, workshop, fitting, limits).plan()
     computing = _Computing(config, registry, progress, store, device, environment, keep_images)
     ledger = computing.compute(planned, data)
     table = Table.of(config, data, planned, ledger)
+    if out is not None:
+        table.write_attacks(out / "attacks")
     if out is not None and keep_images:
         table.write_images(out / "images")
     return Results(
@@ -78,45 +83,6 @@ def run(
         worst_case=table.worst_case,
         pictures=table.pictures(ledger),
     )
-
-
-def plan(config: EvaluationConfig, workshop: Workshop, environment: str) -> list[Planned]:
-    """Build every network that the config needs, and the trials of each cell. Raises InputError."""
-    for goal in config.goal:
-        check_target(goal, config.dataset.num_classes)
-    wanted = cells(config)
-    named = [(cell.model, cell.defense, _name(cell)) for cell in wanted]
-    named += [(cell.source, Stack(), label_of(cell.source)) for cell in wanted if cell.source is not None]
-    workshop.announce(named)
-    networks: dict[tuple[int, ...], Defended | str] = {}
-
-    def defended(source: ModelSource, stack: Stack, name: str) -> Defended:
-        place = (id(source), *map(id, stack.members))
-        if place not in networks:
-            try:
-                networks[place] = workshop.defended(source, stack, name)
-            except ContractError as error:
-                networks[place] = str(error)
-        found = networks[place]
-        if isinstance(found, str):
-            raise ContractError(found)
-        return found
-
-    def planned(cell: PlannedCell) -> Planned:
-        try:
-            victim = defended(cell.model, cell.defense, _name(cell))
-            source = None if cell.source is None else defended(cell.source, Stack(), label_of(cell.source)).network
-            return Planned(cell, victim.network, trials(cell, victim, source, environment, config.max_queries))
-        except NotApplicable as error:
-            return Planned(cell, refused=("NOT_APPLICABLE", str(error)))
-        except ContractError as error:
-            return Planned(cell, refused=("INVALID", str(error)))
-
-    result = [planned(cell) for cell in wanted]
-    refused = [item.refused for item in result if item.refused is not None]
-    if len(refused) == len(result) and all(status == "NOT_APPLICABLE" for status, _ in refused):
-        raise InputError(refused[0][1])
-    return result
 
 
 _PROBED = 16  # images of a shard that are asked about twice, to see whether the answer is the same
@@ -173,7 +139,7 @@ class _Computing:
                     failed[id(network)] = str(error)
         for item in planned:
             for way in item.trials:
-                self._progress.advance(0, f"{item.cell.label} on {_name(item.cell)} ({way.name})")
+                self._progress.advance(0, f"{item.cell.label} on {name_of(item.cell)} ({way.name})")
                 left = len(shard)
 
                 def advance(images: int) -> None:
@@ -241,7 +207,3 @@ def origins(config: EvaluationConfig, registry: Registry) -> dict[str, str]:
     found |= {f"attack {entry.attack.name}": entry.attack for entry in config.attacks}
     found |= {f"defense {member.name}": member for entry in config.defenses for member in entry.stack.members}
     return {name: str(registry.origin(item)) for name, item in found.items()}
-
-
-def _name(cell: PlannedCell) -> str:
-    return cell.model_label if cell.defense_label == "none" else f"{cell.model_label} + {cell.defense_label}"

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from guard.recipe import Training
 from guard.training.record import Epoch
-from guard.training.validation import Accuracies
+from guard.training.validation import Accuracies, Seen
 
 _RETURNS = 3  # how often a training goes back before it stops
 
@@ -46,11 +46,14 @@ class Course:
         """Whether there is nothing left to do."""
         return self.stopped or self.epoch >= training.epochs
 
-    def leads(self, seen: Accuracies | None, training: Training, robust: bool) -> bool:
+    def leads(self, seen: Seen | None, training: Training, robust: bool) -> bool:
         """Whether the epoch that just ended is the one to keep; of equals the later one."""
-        if self.kept is None or seen is None or training.keep == "last":
+        if self.kept is None or not seen or training.keep == "last":
             return True
         best = self.epochs[self.kept - 1]
+        if isinstance(seen, dict):
+            first = next(iter(seen))
+            return seen[first] >= best.figures[first]
         if robust and seen.pgd is not None:
             return seen.pgd >= (best.pgd or 0)
         return seen.clean >= (best.clean or 0)
@@ -67,11 +70,18 @@ class Course:
         self.events.append(f"epoch {self.epoch + 1}: {alarm}; {done}")
         return again
 
-    def close(self, lr: float, loss: float, seen: Accuracies | None) -> None:
-        """Write an epoch down and begin the next."""
-        accuracies = {} if seen is None else seen._asdict()
+    def close(self, lr: float, loss: float, seen: Seen | None, noted: dict[str, float]) -> None:
+        """Write an epoch down, and what was noted in it, and begin the next."""
+        accuracies = seen._asdict() if isinstance(seen, Accuracies) else {}
+        figures = (seen if isinstance(seen, dict) else {}) | noted
         done = Epoch(
-            epoch=self.epoch + 1, lr=lr, loss=loss, seconds=self.seconds, events=tuple(self.events), **accuracies
+            epoch=self.epoch + 1,
+            lr=lr,
+            loss=loss,
+            figures=figures,
+            seconds=self.seconds,
+            events=tuple(self.events),
+            **accuracies,
         )
         self.epochs.append(done)
         self.events = []

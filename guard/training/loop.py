@@ -7,13 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from guard.defense import Stack
 from guard.errors import ContractError, InputError
 from guard.progress import Progress
 from guard.recipe import Training
@@ -23,14 +23,14 @@ from guard.threat import ThreatModel
 from guard.training.batches import Batches, stream
 from guard.training.checkpoint import Checkpoints
 from guard.training.course import Course
+from guard.training.lesson import Lesson
 from guard.training.schedule import learning_rate, warmed
 from guard.training.updates import Updates
-from guard.training.validation import Accuracies, collapsed, hold_out, validate
+from guard.training.validation import Accuracies, Seen, collapsed, hold_out, validate
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_ACTING = ("adversary", "loss", "update")  # who acts at one of these trains for robustness
 _SAVE = 600.0  # seconds between checkpoints inside an epoch
 _EVERY = 100  # batches, after which it is asked whether they are over
 _PLAIN = torch.contiguous_format  # channels_last cannot be saved
@@ -40,10 +40,13 @@ _KEPT = "kept."  # before the names of weights that are kept, in a checkpoint
 Watch = Callable[[Course, dict[str, Tensor]], None]
 """Told after each epoch how the training stands, with the weights that are kept so far, by name."""
 
+Judge = Callable[[nn.Module, Data], Seen]
+"""Tells how a module does on held-out images."""
+
 
 def train(
     model: nn.Module,
-    defense: Stack,
+    lesson: Lesson,
     data: Data,
     threat: ThreatModel,
     training: Training,
@@ -55,14 +58,18 @@ def train(
     what: str,
     folder: Path | None = None,
     watch: Watch = lambda course, weights: None,
+    judge: Judge | None = None,
+    memory: dict[str, Tensor] | None = None,
 ) -> Course:
-    """Train `model` in place on `data` under `defense`, against `threat`, and leave it in eval mode.
+    """Train `model` in place on `data`, against `threat`, and leave it in eval mode. `lesson`: a stack of defenses, or
+    what another module than a classifier learns.
 
     All draws follow from `seed`: held-out images, their order, augmentations, adversaries, dropout. With `folder` a
     training that was killed goes on from its last checkpoint and ends with the same weights; in several processes what
     each had for itself (a defense's memory, running statistics inside an epoch) is then the first one's. The last
     partial batch of an epoch is kept; a single image that is left over joins the batch before it, for BatchNorm needs
-    two.
+    two. `judge` tells how an epoch did, of a classifier `validate` where left out. `memory` are tensors of the caller's
+    that change while it trains, and that a training that goes on finds as they were.
     Raises ContractError where the loss is NaN or infinite, InputError where there is nothing to train (on).
     """
     if not len(data):
@@ -74,11 +81,11 @@ def train(
         )
     learned, held = hold_out(data, training.validation, seed)
     return _Run(
-        updates=Updates(fabric, model.to(fabric.device), defense, training, num_classes),
+        updates=Updates(fabric, model.to(fabric.device), lesson, training, num_classes, memory),
         batches=Batches(learned, training.batch_size, fabric.device, rank=fabric.global_rank, world=fabric.world_size),
         held=held,
         model=model,
-        robust=any(member.overrides(*_ACTING) for member in defense.members),
+        lesson=lesson,
         threat=threat,
         training=training,
         seed=seed,
@@ -87,12 +94,13 @@ def train(
         what=what,
         checkpoints=None if folder is None else Checkpoints(folder),
         watch=watch,
+        judge=judge or partial(validate, threat=threat, seed=seed, device=fabric.device),
     ).run()
 
 
 def estimate(
     model: nn.Module,
-    defense: Stack,
+    lesson: Lesson,
     data: Data,
     threat: ThreatModel,
     training: Training,
@@ -106,7 +114,7 @@ def estimate(
     if not size:
         return 0.0
     device = fabric.device
-    updates = Updates(fabric, copy.deepcopy(model).to(device), defense, training, num_classes)
+    updates = Updates(fabric, copy.deepcopy(model).to(device), lesson, training, num_classes)
     batch = batch[fabric.global_rank :: fabric.world_size]
     batch = Data(batch.pixels().to(device), batch.labels.to(device), batch.index)
 
@@ -125,7 +133,7 @@ class _Run:
     batches: Batches
     held: Data
     model: nn.Module
-    robust: bool
+    lesson: Lesson
     threat: ThreatModel
     training: Training
     seed: int
@@ -134,6 +142,7 @@ class _Run:
     what: str
     checkpoints: Checkpoints | None
     watch: Watch
+    judge: Judge
     course: Course = field(default_factory=Course)
     best: dict[str, Tensor] = field(default_factory=dict)
     """The weights that are kept."""
@@ -215,8 +224,8 @@ class _Run:
         self.updates.synchronize()
         with self.updates.averaged() as model:
             seen = self._seen(model)
-            alarm = collapsed(course.epochs, seen) if self._watchful and seen else None
-            if not self.best or (alarm is None and course.leads(seen, training, self.robust)):
+            alarm = collapsed(course.epochs, seen) if self._watchful and isinstance(seen, Accuracies) else None
+            if not self.best or (alarm is None and course.leads(seen, training, self.lesson.hardens)):
                 own = model.state_dict().items()
                 self.best = {key: value.detach().cpu().clone(memory_format=_PLAIN) for key, value in own}
                 course.kept = None if alarm else course.epoch + 1
@@ -228,23 +237,25 @@ class _Run:
             course.restart()
         else:
             course.seconds += time.perf_counter() - start
-            course.close(self._rate(self._number - 1), loss, seen)
+            course.close(self._rate(self._number - 1), loss, seen, self.updates.noted())
         self._save()
         if self.fabric.is_global_zero and not again:
             self.watch(course, self.best)
 
     @property
     def _watchful(self) -> bool:
-        return self.robust and self.training.overfitting != "ignore"
+        """Not while the threat grows: a network that has met a part of it only stands one step of it, and no more."""
+        begun = self._done(self.course.epoch * len(self.batches))
+        return self.lesson.hardens and self.training.overfitting != "ignore" and begun >= self.training.warmup
 
-    def _seen(self, model: nn.Module) -> Accuracies | None:
+    def _seen(self, model: nn.Module) -> Seen | None:
         """What the first process sees on the held-out images; None where there are none."""
         if not len(self.held):
             return None
         seen = None
         if self.fabric.is_global_zero:
             with seeded(self.seed, self.fabric.device):
-                seen = validate(model, self.held, self.threat, self.seed, self.fabric.device)
+                seen = self.judge(model, self.held)
         return self.fabric.broadcast(seen)
 
     def _save(self) -> None:

@@ -20,6 +20,8 @@ class Epoch(BaseModel):
     """Robust accuracy under one full step; None where the threat has no bound."""
     pgd: float | None = None
     """Robust accuracy under PGD with 10 steps."""
+    figures: dict[str, float] = {}
+    """What else was seen, by name: of a learned attack, how it does; what a defense wrote down."""
     seconds: float
     """Of its updates and its validation."""
     events: tuple[str, ...] = ()

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from guard.augmentation import augmented
-from guard.defense import Stack, Step
+from guard.defense import Step
 from guard.errors import InputError
 from guard.recipe import Training
 from guard.rng import seeded
 from guard.source import Data
 from guard.threat import ThreatModel
 from guard.training.batches import stream
+from guard.training.lesson import Lesson
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -33,12 +34,16 @@ class Updates:
         self,
         fabric: Fabric,
         model: nn.Module,
-        defense: Stack,
+        lesson: Lesson,
         training: Training,
         num_classes: int,
+        memory: dict[str, Tensor] | None = None,
     ) -> None:
-        self.memory: dict[str, Tensor] = {}
-        self._fabric, self._model, self._defense = fabric, model.train(), defense
+        """`memory`: tensors of the caller's, beside what defenses keep."""
+        self._lent = set(memory or {})
+        self.memory: dict[str, Tensor] = dict(memory or {})
+        self._notes: dict[str, Tensor] = {}
+        self._fabric, self._model, self._lesson = fabric, model.train(), lesson
         self._training, self._num_classes = training, num_classes
         self._weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = _optimizer(self._weights, training)
@@ -61,11 +66,11 @@ class Updates:
         with seeded(stream(seed, fabric.global_rank, 1), device):
             with fabric.autocast():
                 images, targets = self._batch(batch, generator)
-                adversarial = self._defense.adversary(self._model, images, targets, threat, generator)
+                adversarial = self._lesson.adversary(self._model, images, targets, threat, generator)
 
             def objective() -> Tensor:
                 with fabric.autocast():
-                    return self._defense.loss(self._model, step.images, step.adversarial, step.targets, generator)
+                    return self._lesson.loss(self._model, step.images, step.adversarial, step.targets, generator)
 
             step = Step(
                 model=self._model,
@@ -78,6 +83,7 @@ class Updates:
                 epochs=self._training.epochs,
                 generator=generator,
                 memory=self.memory,
+                notes=self._notes,
             )
 
             def proceed() -> Tensor:
@@ -88,7 +94,7 @@ class Updates:
                 self._step(len(images) / of)
                 return loss.detach()
 
-            result = self._defense.update(step, proceed)
+            result = self._lesson.update(step, proceed)
         if self._average is not None:
             decay = min(self._training.ema or 0.0, (1 + number) / (10 + number))  # the first weights soon count little
             for key, value in _floats(self._model).items():
@@ -103,6 +109,7 @@ class Updates:
             found |= {f"optimizer.{number}.{key}": torch.as_tensor(value) for key, value in kept.items()}
         found |= {f"average.{key}": value for key, value in (self._average or {}).items()}
         found |= {f"memory.{key}": value for key, value in self.memory.items()}
+        found |= {f"notes.{key}": value for key, value in self._notes.items()}
         return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in found.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -116,8 +123,22 @@ class Updates:
         for key, value in _below("average", state).items():
             assert self._average is not None
             self._average[key].copy_(value)
-        self.memory.clear()
-        self.memory |= {key: value.to(self._fabric.device) for key, value in _below("memory", state).items()}
+        memory, notes = _below("memory", state), _below("notes", state)
+        for key in self.memory.keys() - memory.keys():
+            del self.memory[key]
+        for key, value in memory.items():
+            if key in self._lent:
+                self.memory[key].copy_(value)
+            else:
+                self.memory[key] = value.to(self._fabric.device)
+        self._notes.clear()
+        self._notes |= {key: value.to(self._fabric.device) for key, value in notes.items()}
+
+    def noted(self) -> dict[str, float]:
+        """The means of what was written down since this was asked last; of this process."""
+        means = {name: float(total / count) for name, (total, count) in self._notes.items()}
+        self._notes.clear()
+        return means
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -143,7 +164,7 @@ class Updates:
         if images.is_cuda:
             images = images.contiguous(memory_format=torch.channels_last)
         images, targets = augmented(images, targets, self._training.augmentation, generator, self._num_classes)
-        images, targets = self._defense.augment(images, targets, generator)
+        images, targets = self._lesson.augment(images, targets, generator)
         smoothing = self._training.label_smoothing
         if smoothing:
             soft = F.one_hot(targets, self._num_classes).to(images) if targets.dim() == 1 else targets

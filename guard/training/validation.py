@@ -22,9 +22,9 @@ _REACH = 2.5  # what all steps are long together, in units of epsilon
 _KEPT = 0.75  # of clean accuracy under one step
 _LEFT = 1 / 3  # of that under several
 _GAP = 0.2  # and at least so far apart
-# or where robustness to several steps fell so far below its best, and that to one step did not
+# or where robustness to several steps fell so far below its best, and that to one step by less than half of it
 _FALL = 0.2
-_SLACK = 0.05
+_SHARE = 0.5
 
 
 class Accuracies(NamedTuple):
@@ -33,6 +33,10 @@ class Accuracies(NamedTuple):
     clean: float
     fgsm: float | None
     pgd: float | None
+
+
+Seen = Accuracies | dict[str, float]
+"""What an epoch was seen to do on held-out images; of figures by name, the first one tells which epoch is best."""
 
 
 def hold_out(data: Data, share: float, seed: int) -> tuple[Data, Data]:
@@ -75,7 +79,8 @@ def collapsed(epochs: Sequence[Epoch], now: Accuracies) -> str | None:
         return None
     apart = now.fgsm > _KEPT * now.clean and now.pgd < _LEFT * now.fgsm and now.fgsm - now.pgd > _GAP
     best = max(epochs, key=lambda epoch: epoch.pgd or 0, default=None)
-    fell = best is not None and now.pgd < (best.pgd or 0) - _FALL and now.fgsm > (best.fgsm or 0) - _SLACK
+    lost = 0.0 if best is None else (best.pgd or 0) - now.pgd
+    fell = best is not None and lost > _FALL and (best.fgsm or 0) - now.fgsm < _SHARE * lost
     if not (apart or fell):
         return None
     before = f" (PGD was {100 * best.pgd:.1f})" if best is not None and best.pgd is not None else ""

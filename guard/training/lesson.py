@@ -1,0 +1,103 @@
+"""Lessons: what the training loop teaches a module. A stack of defenses is one."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+
+from guard.defense import Step
+from guard.goal import Goal
+from guard.learned import LearnedAttack
+from guard.rng import Rng
+from guard.source import Data
+from guard.threat import ThreatModel
+from guard.victim import Victim
+from guard.victim import held as holding
+
+_BATCH = 250
+
+
+class Lesson(Protocol):
+    """What happens to a batch; see the methods of `Defense` of the same names."""
+
+    @property
+    def hardens(self) -> bool:
+        """Whether what it teaches is robustness: then the most robust epoch counts, and overfitting is watched for."""
+
+    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Change a batch."""
+
+    def adversary(
+        self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
+        """The adversarial images that join it."""
+
+    def loss(
+        self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
+    ) -> Tensor:
+        """What is minimised, a scalar."""
+
+    def update(self, step: Step, proceed: Callable[[], Tensor]) -> Tensor:
+        """One update around `proceed()`."""
+
+
+class Attacking:
+    """How a learned attack learns: the training images' numbers stand for their labels, so that each batch meets the
+    part of the victim and of the goal that belongs to it."""
+
+    hardens = False
+
+    def __init__(
+        self, attack: LearnedAttack, victim: Victim, goal: Goal, threat: ThreatModel, seed: int, dtype: torch.dtype
+    ) -> None:
+        """`victim` and `goal` are bound to all training images; `dtype` is the victim's."""
+        self._attack, self._victim, self._goal, self._threat = attack, victim, goal, threat
+        self._seed, self._dtype = seed, dtype
+        self._step: Step | None = None
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What the victim has been asked, which is saved with the training."""
+        counts = self._victim.counts
+        return {"forwards": counts.forwards, "backwards": counts.backwards}
+
+    @staticmethod
+    def numbered(data: Data) -> Data:
+        """The images, each with its number for a label."""
+        return Data(data.images, torch.arange(len(data)), data.index)
+
+    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Images as precise as the victim."""
+        return images.to(self._dtype), targets
+
+    def adversary(
+        self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
+        """None."""
+        return images
+
+    def loss(
+        self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
+    ) -> Tensor:
+        """The attack's objective."""
+        assert self._step is not None
+        return self._attack.objective(self._step, self._victim[targets], self._goal[targets])
+
+    def update(self, step: Step, proceed: Callable[[], Tensor]) -> Tensor:
+        """The attack's."""
+        self._step = step
+        return self._attack.update(step, self._victim[step.targets], self._goal[step.targets], proceed)
+
+    def judge(self, module: nn.Module, held: Data) -> dict[str, float]:
+        """The means of what the attack sees on held-out images."""
+        sums: dict[str, float] = {}
+        for part in held.batches(_BATCH):
+            rows = part.labels.to(self._goal.labels.device)
+            images = part.floats().to(rows.device, self._dtype)
+            rng = Rng(self._seed, part.index.to(rows.device), tuple(images.shape[1:]))
+            with holding(module):
+                seen = self._attack.seen(module, self._victim[rows], images, self._goal[rows], self._threat, rng)
+            for name, values in seen.items():
+                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+        return {name: total / len(held) for name, total in sums.items()}
