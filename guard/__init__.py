@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from guard.api import craft as craft
     from guard.api import evaluate as evaluate
+    from guard.api import fit as fit
     from guard.api import load_run as load_run
     from guard.api import train as train
     from guard.attack import Attack as Attack
@@ -106,6 +107,7 @@ else:
         "craft": "api",
         "dct2": "spectrum",
         "evaluate": "api",
+        "fit": "api",
         "held": "victim",
         "hookimpl": "hookspecs",
         "idct2": "spectrum",
@@ -171,6 +173,7 @@ __all__ = [
     "craft",
     "dct2",
     "evaluate",
+    "fit",
     "held",
     "hookimpl",
     "idct2",

@@ -1,4 +1,4 @@
-"""The public functions: evaluate, train, craft, model, load_run."""
+"""The public functions: evaluate, train, fit, craft, load_run."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -19,9 +19,11 @@ from guard.evaluation.crafting import craft as craft_batch
 from guard.evaluation.folder import claim, release
 from guard.evaluation.images import check_images
 from guard.evaluation.network import Network
+from guard.evaluation.run import fit as fit_attack
 from guard.evaluation.run import run
 from guard.goal import Goal
 from guard.inputs import Images, image_model, live_dataset, live_knowledge, live_model, live_training, name_of
+from guard.learned import LearnedAttack
 from guard.progress import Progress
 from guard.registry import Registry
 from guard.report.report import Report
@@ -30,6 +32,7 @@ from guard.report.training_events import Events
 from guard.report.training_terminal import line
 from guard.source import ModelSource
 from guard.threat import ThreatModel
+from guard.training.lock import Occupied, alone
 from guard.training.record import Record
 from guard.training.run import CONFIG, RECORD, read_record
 from guard.training.run import run as run_training
@@ -164,13 +167,50 @@ def perform_training(
                 events.add(record.epochs[-1])
 
         try:
-            return run_training(config, out, devices=devices, nodes=nodes, dry=dry, progress=progress, told=told)
+            with alone(out):
+                return run_training(config, out, devices=devices, nodes=nodes, dry=dry, progress=progress, told=told)
+        except Occupied:
+            raise
         except GuardError:
             done = read_record(out)
             if done is None or not done.epochs:  # a mended config may have the folder
                 for name in (CONFIG, RECORD):
                     (out / name).unlink(missing_ok=True)
             raise
+
+
+def fit(
+    attack: str | dict[str, Any] | LearnedAttack,
+    model: nn.Module | ModelSource | str | dict[str, Any],
+    dataset: Images,
+    *,
+    threat: ThreatModel | dict[str, Any],
+    plugins: Iterable[str | Path] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> LearnedAttack:
+    """Let an attack that learns do so against a model; the attack that is returned has learned.
+
+    `dataset`: a source, whose training split it learns on, or the training images themselves, float32 in [0, 1] of
+    shape (N, C, H, W) with labels int64 (N,). `settings` are the keys of an evaluation's config: goal, seed, device.
+    What it returns goes to `evaluate(attacks=[it])` or `craft(it, ...)`, is picklable, and `it.save("it.safetensors")`
+    writes what it learned, for `weights`. Learned once, it is kept in the cache.
+
+    Raises InputError for what cannot learn or has nothing to learn on, ContractError where it fails at it.
+    """
+    registry = Registry.load(plugins)
+    chosen = registry.create("attack", attack)
+    if not isinstance(chosen, LearnedAttack):
+        raise InputError(f"attack '{chosen.name}' has nothing to learn. Give it to evaluate or craft as it is")
+    keys = {
+        "dataset": live_training(dataset, model),
+        "model": live_model(model),
+        "attacks": [chosen],
+        "threat": threat,
+        "plugins": [str(file) for file in plugins],
+    }
+    config = EvaluationConfig.of(keys | settings, registry.create)
+    return fit_attack(config, progress or Progress())
 
 
 def craft(

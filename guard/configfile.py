@@ -16,6 +16,9 @@ from guard.registry import Registry
 
 C = TypeVar("C", bound=Config)
 
+_COMMANDS = {"attacks": "evaluate", "defense": "train"}
+"""Whose configs have that key, and no others."""
+
 
 def read(
     kind: type[C], path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
@@ -26,6 +29,9 @@ def read(
     """
     file = Path(path)
     data = _load(file)
+    for key, command in _COMMANDS.items():
+        if key in data and key not in kind.model_fields:
+            raise InputError(f"'{path}' has '{key}', as configs of `guard {command}` do. Run guard {command} {path}")
     for text in overrides:
         _override(data, text)
     where = f"{path} and the command line" if overrides else str(path)

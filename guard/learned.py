@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
@@ -17,6 +18,7 @@ from guard.recipe import Training
 from guard.rng import Rng
 from guard.threat import ThreatModel
 from guard.victim import Access, Victim
+from guard.weights import save_tensors
 
 
 class LearnedAttack(Attack):
@@ -45,6 +47,7 @@ class LearnedAttack(Attack):
     """A file with what it learned in an earlier run (RUN/attacks/LABEL.safetensors); nothing is learned then."""
 
     _module: nn.Module | None = PrivateAttr(default=None)
+    _note: str = PrivateAttr(default="")
 
     @abstractmethod
     def unfitted(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -92,18 +95,34 @@ class LearnedAttack(Attack):
         with torch.no_grad():
             return threat.project(self.craft(module, images, goal, threat, rng), images)
 
-    def fitted(self, module: nn.Module) -> Self:
-        """This attack with a module that has learned."""
+    def fitted(self, module: nn.Module, note: str = "") -> Self:
+        """This attack with a module that has learned; `note`: how, as JSON."""
         attack = self.model_copy()
-        attack._module = module.eval()
+        attack._module, attack._note = module.eval(), note
         return attack
+
+    @property
+    def learned(self) -> bool:
+        """Whether it is ready to attack."""
+        return self._module is not None
 
     @property
     def module(self) -> nn.Module:
         """What has learned. Raises ContractError where nothing has yet."""
         if self._module is None:
-            raise ContractError("it has learned nothing yet. Evaluate it, which fits it first, or give weights: FILE")
+            raise ContractError(
+                "it has learned nothing yet. Evaluate it, which fits it first; or guard.fit it; or give weights: FILE"
+            )
         return self._module
+
+    @property
+    def note(self) -> str:
+        """How it learned, as JSON."""
+        return self._note
+
+    def save(self, path: str | Path) -> None:
+        """Write what it learned, and how, to a .safetensors file, which `weights` takes."""
+        save_tensors(self.module.state_dict(), path, note=self._note)
 
     def fingerprint(self) -> str:
         """What it learned."""

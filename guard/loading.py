@@ -1,5 +1,6 @@
 """Loading: the network that a training left in its folder."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from guard.classifier import ImageModel, assemble
 from guard.configfile import read
 from guard.errors import InputError
 from guard.rng import seeded
-from guard.training.run import CONFIG, WEIGHTS, read_record
+from guard.training.run import CONFIG, MODEL, WEIGHTS, read_record
 from guard.trainingconfig import TrainingConfig
 from guard.weights import load_weights
 
@@ -37,7 +38,9 @@ def load(run: str | Path) -> nn.Module:
         )
     if record.kept is None:
         _log.warning("'%s' holds a network that overfitted catastrophically: it is not robust", run)
-    config, _ = read(TrainingConfig, folder / CONFIG)
+    if not record.finished:
+        _log.warning("the training in '%s' is not finished: these are weights of epoch %s", run, record.kept)
+    config, _ = read(TrainingConfig, folder / CONFIG, _as_it_was(source, folder))
     # a source that is told to build fresh weights needs no file of them, and these come below
     model_source = config.model if config.model.trained else config.model.model_copy(update={"weights": "none"})
     with seeded(0, torch.device("cpu")):
@@ -47,3 +50,14 @@ def load(run: str | Path) -> nn.Module:
     load_weights(net, folder / WEIGHTS)
     plain = isinstance(model, ImageModel) and model.plain
     return (net if plain else model).eval()
+
+
+def _as_it_was(source: object, folder: Path) -> list[str]:
+    """Where the file of the model was edited or has gone, the copy that the run kept stands for it."""
+    if not isinstance(source, dict) or source.get("name") != "file":
+        return []
+    file = Path(str(source["path"])).expanduser()
+    kept = folder / MODEL / file.name
+    if not kept.is_file() or (file.is_file() and file.read_bytes() == kept.read_bytes()):
+        return []
+    return [f"model.path={json.dumps(str(kept))}"]

@@ -123,6 +123,11 @@ class Registry:
         if name.split(":", 1)[0] in known and "variant" in known[name.split(":", 1)[0]].model_fields:
             return known[name.split(":", 1)[0]]
         at = f" ({where})" if where else ""
+        if kind == "model" and "/" in name:
+            raise UnknownName(
+                f"'{name}' is no folder of a training{at}, and no model is named so. Give a folder that guard train "
+                f"wrote, or FILE.py:FUNCTION{self._broken()}"
+            )
         raise UnknownName(f"no {kind} is named '{name}'{at}. {suggestion(name, known)}{self._broken()}")
 
     def origin(self, component: Component | type[Component]) -> Origin:

@@ -88,7 +88,7 @@ def test_a_failed_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: py
     save_weights(net(), path)
     before = path.read_bytes()
 
-    def half(state: dict[str, Tensor], file: Path) -> None:
+    def half(state: dict[str, Tensor], file: Path, metadata: object = None) -> None:
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 

@@ -47,14 +47,14 @@ def train(
     from guard.progress import Progress
     from guard.report.live import LiveProgress
     from guard.report.training_terminal import show
-    from guard.training.checkpoint import Checkpoints
     from guard.training.fabric import first
+    from guard.training.run import read_record
     from guard.trainingconfig import TrainingConfig
 
     overrides = [] if device is None else [f"device={device}"]
     settings, registry = configfile.read(TrainingConfig, config, [*(set_ or []), *overrides], plugin or [])
     folder = out or Path("runs") / config.stem
-    if resume and not Checkpoints(folder).exist:
+    if resume and read_record(folder) is None:
         raise InputError(f"'{folder}' holds no training that was stopped. Leave --resume out to begin one")
     progress = Progress() if quiet or not first() else LiveProgress(Console(stderr=True))
     relay({found.__module__.split(".")[0] for found in registry.origins}, progress.say)

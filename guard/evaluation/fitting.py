@@ -1,5 +1,7 @@
 """Fitting: learned attacks learn here, each once for all that decides it, on training images alone."""
 
+import copy
+import math
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -86,7 +88,7 @@ class Fitting:
         """Say what must be learned and about how long it takes. Raises InputError where that is forbidden."""
         told: dict[str, str] = {}
         for job in jobs:
-            if job.attack.weights is None and _refusal(job) is None and not self._path(job).exists():
+            if _must_learn(job.attack) and _refusal(job) is None and not self._path(job).exists():
                 if self._no_train:
                     raise InputError(
                         f"attack '{job.label}' must learn, and --no-train forbids it. Give weights, or allow training"
@@ -105,36 +107,42 @@ class Fitting:
             refusal = _refusal(job)
             if refusal:
                 raise NotApplicable(refusal)
-            with blamed(f"attack '{job.label}'"), seeded(job.seed, self._device):
-                module = job.attack.unfitted(self._config.dataset.num_classes, self._config.dataset.image_shape)
+            module, fit = self._given(job) or self._kept(job) or self._learn(job)
             module = module.to(self._device, self._dtype)
-            path = self._path(job) if job.attack.weights is None else Path(job.attack.weights).expanduser()
-            fit = self._given(module, path) if job.attack.weights is not None else self._kept(module, path)
-            self._done[job.place] = job.attack.fitted(module), fit or self._learn(job, module, path)
+            self._done[job.place] = job.attack.fitted(module, fit.model_dump_json()), fit
         return self._done[job.place]
 
-    def _given(self, module: nn.Module, path: Path) -> Fit | None:
-        load_weights(module, path)
-        try:
-            return Fit.model_validate_json(read_note(path) or "{}")
-        except ValidationError as error:
-            raise InputError(
-                f"'{path}' does not say what it was learned on. Give a file that `guard evaluate` wrote"
-            ) from error
+    def _unfitted(self, job: Job) -> nn.Module:
+        dataset = self._config.dataset
+        with blamed(f"attack '{job.label}'"), seeded(job.seed, self._device):
+            return job.attack.unfitted(dataset.num_classes, dataset.image_shape)
 
-    def _kept(self, module: nn.Module, path: Path) -> Fit | None:
+    def _given(self, job: Job) -> tuple[nn.Module, Fit] | None:
+        """What it has learned already, or a file says; None where it has to learn."""
+        if job.attack.learned:
+            return copy.deepcopy(job.attack.module), _read(job.attack.note, f"attack '{job.label}'")
+        if job.attack.weights is None:
+            return None
+        module, path = self._unfitted(job), Path(job.attack.weights).expanduser()
+        load_weights(module, path)
+        return module, _read(read_note(path), f"'{path}'")
+
+    def _kept(self, job: Job) -> tuple[nn.Module, Fit] | None:
         """What the store holds; None where it holds nothing, or something damaged."""
+        path = self._path(job)
         if not path.exists():
             return None
+        module = self._unfitted(job)
         try:
             load_weights(module, path)
-            return Fit.model_validate_json(read_note(path) or "")
-        except (InputError, ValidationError):
+            return module, _read(read_note(path), f"'{path}'")
+        except InputError:
             path.unlink(missing_ok=True)
             return None
 
-    def _learn(self, job: Job, module: nn.Module, path: Path) -> Fit:
-        attack, data, recipe = job.attack, self._data(job), job.attack.training()
+    def _learn(self, job: Job) -> tuple[nn.Module, Fit]:
+        attack, data, recipe, path = job.attack, self._data(job), job.attack.training(), self._path(job)
+        module = self._unfitted(job).to(self._device, self._dtype)
         learned, held_out = hold_out(data, recipe.validation, job.seed)
         what = f"attack '{job.label}' learning against {job.on}"
         with held(job.network.model), full_precision(self._device), blamed(what):
@@ -176,7 +184,7 @@ class Fitting:
         )
         save_tensors(module.state_dict(), path, note=fit.model_dump_json())
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        return fit
+        return module, fit
 
     def _lesson(self, job: Job) -> tuple[Victim, Attacking]:
         """A victim that is bound to all training images, and the lesson that hands out parts of it."""
@@ -200,11 +208,9 @@ class Fitting:
         recipe, num_classes = job.attack.training(), self._config.dataset.num_classes
         try:
             with held(job.network.model), full_precision(self._device), blamed(job.label):
-                with seeded(job.seed, self._device):
-                    module = job.attack.unfitted(num_classes, self._config.dataset.image_shape)
                 _, lesson = self._lesson(job)
                 return estimate(
-                    module.to(self._device, self._dtype),
+                    self._unfitted(job).to(self._device, self._dtype),
                     lesson,
                     lesson.numbered(self._data(job)),
                     job.ball,
@@ -250,10 +256,28 @@ class Fitting:
         return self._keys[job.place]
 
 
+def _must_learn(attack: LearnedAttack) -> bool:
+    return not attack.learned and attack.weights is None
+
+
+def _read(note: str | None, what: str) -> Fit:
+    """How something was learned. Raises InputError where that is not known."""
+    try:
+        return Fit.model_validate_json(note or "")
+    except ValidationError as error:
+        raise InputError(
+            f"{what} does not say what it was learned on. Give a file that guard wrote: RUN/attacks/LABEL.safetensors"
+        ) from error
+
+
 def _refusal(job: Job) -> str | None:
     """Why an attack cannot learn that; None where it can."""
     needed = job.attack.fit_access
-    if job.attack.weights is None and ACCESS.index(needed) > ACCESS.index(job.network.access):
+    if not _must_learn(job.attack):
+        return None
+    if math.isinf(job.ball.epsilon) and not isinstance(job.attack, MinimalAttack):
+        return f"attack '{job.label}' learns inside a ball, and {job.threat} is none. Give a finite epsilon"
+    if ACCESS.index(needed) > ACCESS.index(job.network.access):
         return (
             f"attack '{job.label}' needs {needed} to learn, and the model gives {job.network.access} only. "
             f"Use an attack that asks for less"

@@ -29,7 +29,7 @@ class Candidate(BaseModel):
 class Fit(BaseModel):
     """What an attack learned before it attacked, and on what."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
     attack: dict[str, Any]
     """Its parameters."""
@@ -163,13 +163,15 @@ class WorstCase(Row):
 class Pictures(BaseModel):
     """A few images of a cell to look at, float32 (n, C, H, W) in [0, 1]."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True, use_attribute_docstrings=True)
 
     clean: NDArray[np.float32]
     adversarial: NDArray[np.float32]
     labels: tuple[str, ...]
     clean_predictions: tuple[str, ...]
     predictions: tuple[str, ...]
+    learned: NDArray[np.float32] | None = None
+    """Of an attack that learned one perturbation (C, H, W) for all images: that, for the first candidate."""
 
 
 class Results(BaseModel):

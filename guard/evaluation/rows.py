@@ -10,7 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from guard.attack import Attack
 from guard.config import EvaluationConfig
+from guard.errors import blamed
+from guard.evaluation import bitmap
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
@@ -84,13 +87,18 @@ class Table:
                 labels=named(first.labels),
                 clean_predictions=named(ledger.clean[id(planned.victim)][0].argmax(1)),
                 predictions=named(item.outcome["prediction"]),
+                learned=_perturbation(planned.trials[0].attack, item.cell.label),
             )
             for planned, item in zip(self.planned, self.scored, strict=True)
             if item.outcome is not None
         }
 
     def write_attacks(self, folder: Path) -> None:
-        """Write what attacks learned, once each; in a folder of its own where a label learned several times."""
+        """Write what attacks learned, once each; in a folder of its own where a label learned several times.
+
+        A perturbation that was learned for all images is written as LABEL.png too, in 8 bits: level 128 where nothing
+        changes, 0 and 255 at minus and plus its largest absolute value.
+        """
         learned: dict[str, dict[int, tuple[str, LearnedAttack, Fit]]] = {}
         for planned, item in zip(self.planned, self.scored, strict=True):
             for trial, fit in zip(planned.trials, planned.fits, strict=True) if planned.fits else ():
@@ -101,6 +109,10 @@ class Table:
             for key_, attack, fit in found.values():
                 home = folder if len(found) == 1 else folder / key_
                 save_tensors(attack.module.state_dict(), home / f"{label}.safetensors", note=fit.model_dump_json())
+                perturbation = _perturbation(attack, label)
+                if perturbation is not None:
+                    picture = bitmap.centered(perturbation, bitmap.largest(perturbation))
+                    (home / f"{label}.png").write_bytes(bitmap.png(picture))
 
     def write_images(self, folder: Path) -> None:
         """Write the adversarial images of each cell, in a folder of its own where another cell has the same label."""
@@ -111,6 +123,15 @@ class Table:
             home.mkdir(parents=True, exist_ok=True)
             arrays = {"adversarial": outcome["adversarial"], "indices": self.data.index.numpy()}
             write_arrays(home / f"{cell.label}.npz", arrays | {"labels": self.data.labels.numpy()})
+
+
+def _perturbation(attack: Attack, label: str) -> NDArray[np.float32] | None:
+    """What an attack learned to add to all images, (C, H, W); None for any other. Raises ContractError."""
+    if not isinstance(attack, LearnedAttack):
+        return None
+    with blamed(f"attack '{label}'"):
+        picture = attack.picture(attack.module)
+        return None if picture is None else picture.detach().float().cpu().numpy()
 
 
 def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_grid: bool, ledger: Ledger) -> Scored:

@@ -26,6 +26,7 @@ from guard.evaluation.result import Results
 from guard.evaluation.rows import Ledger, Table
 from guard.evaluation.store import Arrays, Store
 from guard.keys import data_key, environment_key, key
+from guard.learned import LearnedAttack
 from guard.progress import Progress
 from guard.registry import Registry
 from guard.source import Data
@@ -83,6 +84,20 @@ def run(
         worst_case=table.worst_case,
         pictures=table.pictures(ledger),
     )
+
+
+def fit(config: EvaluationConfig, progress: Progress, store: Store | None = None) -> LearnedAttack:
+    """Let the one attack of a config learn against its one model. Raises InputError, ContractError."""
+    device, store = device_of(config.device), store or Store()
+    workshop = Workshop(config, store, device, progress, no_train=False)
+    none = config.dataset.load("train")[:0]
+    fitting = Fitting(config, store, device, progress, workshop, none, no_train=False)
+    (planned,) = Planner(config, workshop, fitting, environment_key(device, config.precision)).plan()
+    if planned.refused is not None:
+        raise ContractError(planned.refused[1])
+    attack = planned.trials[0].attack
+    assert isinstance(attack, LearnedAttack)
+    return attack
 
 
 _PROBED = 16  # images of a shard that are asked about twice, to see whether the answer is the same

@@ -11,11 +11,24 @@ from guard.report import text
 from guard.report.colours import level, scale
 from guard.report.curves import HEIGHT, WIDTH, curves
 from guard.report.findings import findings, overstatements
+from guard.report.learned import learned
+from guard.report.learned_words import projected
 from guard.report.pictures import gallery
 from guard.report.tables import SCORED, Setting, tables, unique
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+_WAYS = {
+    "gradient": "along gradients through the whole defense",
+    "bpda": "along gradients in which a stand-in takes the place of each stage that has none",
+    "relax": "along gradients through the stand-in that the defense names for itself",
+    "queries": "by the answers of the defended model",
+    "learned": "by what the attack learned on training images; it asks nothing about the images it attacks",
+    "oblivious": "as one who does not know what the defense adds after training",
+    "transfer": "by what was made, or learned, elsewhere",
+}
+"""How each candidate tries."""
 
 
 def page(report: Results) -> str:
@@ -23,7 +36,9 @@ def page(report: Results) -> str:
     return _template("page.html.j2").render(
         **_shared(report),
         overstatements=overstatements(report),
+        learned=learned(report),
         curves=curves(report),
+        ways=[(name, said) for name, said in _WAYS.items() if name in _tried(report)],
         parted=[cell for cell in report.cells if cell.parts],
         galleries=[
             (cell, gallery(cell, report.pictures[cell.key])) for cell in report.cells if cell.key in report.pictures
@@ -71,12 +86,18 @@ def _template(name: str) -> "Template":
         "score": lambda row: text.score(row).replace(text.AT_MOST, "\N{LESS-THAN OR EQUAL TO}"),
         "hover": _hover,
         "where": text.where,
+        "projected": projected,
         "fates": _fates,
         "setting": Setting.of,
         "points": lambda difference: f"{100 * difference:+.1f}",
     }
     environment.globals |= {"work": text.work, "unique": unique, "SCORED": SCORED, "WIDTH": WIDTH, "HEIGHT": HEIGHT}
     return environment.get_template(name)
+
+
+def _tried(report: Results) -> set[str]:
+    """The names of the candidates."""
+    return {way.name for cell in report.cells for way in cell.candidates}
 
 
 def _hover(row: Row) -> str:
@@ -90,6 +111,8 @@ def _hover(row: Row) -> str:
         )
     if row.robust_accuracy_8bit is not None:
         said.append(f"in 8 bits {text.percent(row.robust_accuracy_8bit)} %")
+    if projected(row):
+        said.append("projected onto the ball")
     if row.status != "VALID":
         said.append(f"{row.status}: {row.reason}")
     return "; ".join(said)

@@ -51,7 +51,7 @@ def _scores(table: Table) -> str:
         + [worst(line.worst)]
         for line in table.lines
     ]
-    return _grid(["defense", "clean", *table.attacks, "worst case"], rows, right=True)
+    return _grid(["defense", "clean", *map(table.heading, table.attacks), "worst case"], rows, right=True)
 
 
 def _members(report: Results) -> list[str]:

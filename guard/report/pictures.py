@@ -1,13 +1,13 @@
 """Pictures of a cell as data: URIs: the clean image, the adversarial one, what was added, and its energy spectrum."""
 
 import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from guard.evaluation import bitmap
 from guard.evaluation.result import Cell, Pictures
 from guard.report.spectra import Spectrum, low, picture, spectrum
 from guard.spectrum import energy
@@ -54,7 +54,7 @@ def gallery(cell: Cell, pictures: Pictures) -> Gallery:
     clean, adversarial = pictures.clean[:SHOWN], pictures.adversarial[:SHOWN]
     clean = clean[: len(adversarial)]
     moved = adversarial - clean
-    scale = cell.epsilon if cell.norm == "linf" else float(np.abs(moved).max(initial=0)) or 1.0
+    scale = cell.epsilon if cell.norm == "linf" else bitmap.largest(moved)
     shares = energy(torch.from_numpy(moved).double())
     triples = [
         Triple(
@@ -62,7 +62,10 @@ def gallery(cell: Cell, pictures: Pictures) -> Gallery:
             pictures.clean_predictions[number],
             pictures.predictions[number],
             low(shares[number]) if moved[number].any() else None,
-            *map(png, (clean[number], adversarial[number], 0.5 + moved[number] / (2 * scale), picture(shares[number]))),
+            *map(
+                png,
+                (clean[number], adversarial[number], bitmap.centered(moved[number], scale), picture(shares[number])),
+            ),
         )
         for number in range(len(clean))
     ]
@@ -70,13 +73,8 @@ def gallery(cell: Cell, pictures: Pictures) -> Gallery:
     return Gallery(tuple(triples), meaning, spectrum(shares))
 
 
-def png(image: NDArray[np.float32]) -> str:
-    """An image (C, H, W) in [0, 1] with 1 or 3 channels (of others the first) as a data: URI."""
-    from PIL import Image
-
-    stride = -(-max(image.shape[1:]) // _LARGEST)
-    values = (image[:, ::stride, ::stride].clip(0, 1) * 255).round().astype(np.uint8)
-    bitmap = Image.fromarray(values.transpose(1, 2, 0) if len(values) == 3 else values[0])
-    file = io.BytesIO()
-    bitmap.save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def png(image: NDArray[np.float32], side: int = _LARGEST) -> str:
+    """An image (C, H, W) as a data: URI, thinned to at most `side` pixels a side; see `bitmap.png`."""
+    stride = -(-max(image.shape[1:]) // side)
+    data = base64.b64encode(bitmap.png(image[:, ::stride, ::stride])).decode()
+    return f"data:image/png;base64,{data}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from guard.evaluation.result import Cell, Results, Row, WorstCase
+from guard.report.learned_words import fits, lesson, projected
 from guard.report.text import distance, joined
 from guard.threat import amount
 
@@ -62,12 +63,17 @@ class Table:
     attacks: tuple[str, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
-    """Distances, why figures are missing or marked, and what the worst case spans."""
+    """Distances, what attacks learned, why figures are missing or marked, and what the worst case spans."""
 
     @property
     def attacker(self) -> str:
         """The knowledge, with the source model where there is one."""
         return f"{self.knowledge} from {self.source}" if self.source else self.knowledge
+
+    def heading(self, label: str) -> str:
+        """What stands over the column of an attack: its label, and that its points are projected where it learned
+        without a bound."""
+        return f"{label} (projected)" if label in _projected(self.lines) else label
 
     @property
     def images(self) -> int:
@@ -108,6 +114,8 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
         *_limits(report),
         *_estimates(lines),
         *_distances(lines, setting),
+        *_without_bound(lines, setting),
+        *_lessons(lines),
         *_reasons(lines),
         *_left_out(left),
         *_span(report, setting, knowledge, rows),
@@ -163,6 +171,25 @@ def _distances(lines: Sequence[Line], setting: Setting) -> list[str]:
             if cell.curve:
                 found.setdefault(label, []).append(f"{distance(cell.median_distance)} on {line.defense}")
     return [f"Median {setting.norm} distance of {label}: {joined(places)}." for label, places in found.items()]
+
+
+def _projected(lines: Sequence[Line]) -> list[str]:
+    """The attacks that learned without a bound."""
+    return unique(label for line in lines for label, cell in line.cells.items() if projected(cell))
+
+
+def _without_bound(lines: Sequence[Line], setting: Setting) -> list[str]:
+    """What the figures of attacks that learned without a bound mean."""
+    return [
+        f"{label} (projected) learned without a bound: what lies outside {setting.threat} counts by its projection, "
+        f"which it did not learn to make. Its distance says how far it goes."
+        for label in _projected(lines)
+    ]
+
+
+def _lessons(lines: Sequence[Line]) -> list[str]:
+    """How each attack learned, where it did."""
+    return [lesson(fit, cells) for fit, cells in fits(cell for row in lines for cell in row.cells.values())]
 
 
 def _reasons(lines: Sequence[Line]) -> list[str]:

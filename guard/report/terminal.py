@@ -38,7 +38,7 @@ def _grid(table: Table, attacks: Sequence[str], width: int) -> Grid:
     """One block: some of the attacks, and the worst case in the last block."""
     grid = Grid(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, _GAP - 1))
     columns = [("clean", [percent(line.clean) for line in table.lines])]
-    columns += [(label, _scores(table, label)) for label in attacks]
+    columns += [(table.heading(label), _scores(table, label)) for label in attacks]
     last = table.attacks[-1:] == tuple(attacks[-1:])
     columns += [(_WORST, [worst(line.worst) for line in table.lines])] if last else []
     widths = [_width(header, texts) for header, texts in columns]
@@ -87,7 +87,7 @@ def _blocks(table: Table, width: int) -> list[Sequence[str]]:
     blocks: list[list[str]] = [[]]
     room = width - fixed
     for label in table.attacks:
-        needed = _GAP + _width(label, _scores(table, label))
+        needed = _GAP + _width(table.heading(label), _scores(table, label))
         if blocks[-1] and needed > room:
             blocks.append([])
             room = width - fixed

@@ -68,6 +68,11 @@ def seconds(value: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def many(number: int, noun: str) -> str:
+    """'1 image', '54,000 images'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def joined(words: Sequence[str]) -> str:
     """'a, b and c'."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

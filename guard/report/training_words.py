@@ -2,7 +2,7 @@
 
 from pydantic import JsonValue
 
-from guard.report.text import percent, seconds
+from guard.report.text import many, percent, seconds
 from guard.threat import ThreatModel
 from guard.training.record import Epoch, Record
 
@@ -30,7 +30,7 @@ def came(record: Record) -> str:
     done, of = len(record.epochs), planned(record)
     how = "" if record.finished and done == of else ", ended early" if record.finished else ", not finished"
     took = seconds(sum(epoch.seconds for epoch in record.epochs))
-    return f"{done} of {_many(of, 'epoch')}{how}; {_many(record.images, 'image')} learned on, {took}"
+    return f"{done} of {many(of, 'epoch')}{how}; {many(record.images, 'image')} learned on, {took}"
 
 
 def kept(record: Record) -> Epoch | None:
@@ -61,11 +61,14 @@ def where(record: Record) -> str:
     """Which images the accuracies are of, so that nobody takes them for a test's."""
     if not record.held_out:
         return "No training image was held out, so no accuracy was measured."
-    return f"Accuracies are of {_many(record.held_out, 'held-out training image')}, never of the test split."
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    images = many(record.held_out, "held-out training image")
+    if not record.behind:
+        return f"Accuracies are of {images}, never of the test split."
+    names = ", ".join(record.behind)
+    return (
+        f"Accuracies are of {images}, never of the test split, behind {names}, which the network in the folder is "
+        f"without: evaluate it with defenses: [[{names}]]."
+    )
 
 
 def _name(dataset: JsonValue) -> str:

@@ -9,9 +9,10 @@ import safetensors.torch
 from torch import Tensor
 
 from guard.errors import InputError
+from guard.keys import key
 
 _NAME, _BEFORE = "checkpoint.safetensors", "checkpoint-before.safetensors"
-_NOTE = "note"
+_NOTE, _DIGEST = "note", "digest"
 
 
 class Checkpoints:
@@ -33,7 +34,9 @@ class Checkpoints:
         last, partial = self._folder / _NAME, self._folder / f"partial-{os.getpid()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(tensors, partial, metadata={_NOTE: note})
+            safetensors.torch.save_file(
+                tensors, partial, metadata={_NOTE: note, _DIGEST: key(dict(sorted(tensors.items())))}
+            )
             if last.exists():
                 os.replace(last, self._folder / _BEFORE)
             os.replace(partial, last)
@@ -52,8 +55,10 @@ class Checkpoints:
                 continue
             try:
                 with safetensors.safe_open(path, framework="pt") as file:
-                    note = (file.metadata() or {})[_NOTE]
-                    return {key: file.get_tensor(key) for key in file.keys()}, note  # noqa: SIM118
+                    note, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if note[_DIGEST] != key(dict(sorted(tensors.items()))):
+                    raise ValueError("its content changed")
+                return tensors, note[_NOTE]
             except Exception as error:  # truncated by a full disk, say
                 what = " ".join(str(error).split())
                 rest = "going on from the one before" if name == _NAME else "beginning anew"

@@ -40,6 +40,8 @@ class Record(BaseModel):
     """Of the stack of defenses, such as trades + awp."""
     model: str
     """What a report calls the model."""
+    behind: tuple[str, ...] = ()
+    """Preprocesses that it was trained and validated behind; the weights are of the network without them."""
     num_classes: int
     image_shape: tuple[int, int, int]
     """(C, H, W)."""
@@ -51,6 +53,8 @@ class Record(BaseModel):
     """Fingerprint of the training split."""
     start: str = ""
     """Fingerprint of the weights that it started from."""
+    code: str = ""
+    """Fingerprint of the model's and the defenses' code; empty where that cannot be told."""
     versions: dict[str, str]
     epochs: tuple[Epoch, ...] = ()
     kept: int | None = None

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from torch import Tensor
 from guard.building import calibrating, copied, framed, label_of, to_train
 from guard.environment import device_of, versions
 from guard.errors import InputError, blamed
-from guard.keys import data_key, key
+from guard.keys import UnkeyableError, component_key, data_key, key
 from guard.progress import Progress
 from guard.source import Data
 from guard.training.behind import behind
@@ -25,12 +26,14 @@ from guard.training.loop import estimate, train
 from guard.training.record import Record
 from guard.training.validation import hold_out
 from guard.trainingconfig import TrainingConfig
+from guard.userfile import FileModel
 from guard.weights import save_tensors
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CONFIG, RECORD, WEIGHTS = "config.json", "training.json", "weights.safetensors"
+MODEL = "model"  # the folder with the file that the model was built from
 _AROUND = ("inner.", "net.")  # before the names of a network behind preprocesses, and of one that guard normalises for
 
 
@@ -90,22 +93,32 @@ def _run(
         config=config.model_dump(mode="json", by_alias=True),
         label=config.defense.label or config.defense.default_label,
         model=label_of(config.model),
+        behind=tuple(stage.name for stage in stack.stages),
         num_classes=dataset.num_classes,
         image_shape=dataset.image_shape,
         images=len(learned),
         held_out=len(held),
         data="" if dry else data_key(data),
         start=key(model.state_dict()),
+        code=_code(config),
         versions=versions(),
     )
     done = lightning.broadcast(read_record(out) if lightning.is_global_zero else None)
     if done is not None and (done.data, done.start) != (record.data, record.start):
         raise InputError(f"'{out}' holds a training of other images or weights. Give another folder, or remove it")
+    if done is not None and done.code != record.code:
+        raise InputError(
+            f"'{out}' holds a training from before the code of its model or defense was edited. "
+            f"Give another folder, or remove it"
+        )
     if done is not None and done.finished:
         progress.say(f"'{out}' holds this training, finished. Remove it to train anew")
         return done
     if done is None and lightning.is_global_zero:
         _write(record, out)
+        if isinstance(config.model, FileModel):
+            (out / MODEL).mkdir(exist_ok=True)
+            shutil.copy(Path(config.model.path).expanduser(), out / MODEL)
 
     def watch(course: Course, weights: dict[str, Tensor]) -> None:
         nonlocal record
@@ -175,6 +188,13 @@ def _own(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def _code(config: TrainingConfig) -> str:
+    try:
+        return key(*map(component_key, (config.model, *config.defense.stack.members)))
+    except UnkeyableError:
+        return ""
 
 
 def _duration(seconds: float) -> str:

@@ -157,7 +157,7 @@ class Updates:
         """Give every process the first one's network: its running statistics, and weights that differ by rounding."""
         if self._fabric.world_size > 1:
             for value in self._model.state_dict().values():
-                value.copy_(self._fabric.broadcast(value))
+                value.copy_(self._summed(value if self._fabric.is_global_zero else torch.zeros_like(value)))
 
     def _batch(self, batch: Data, generator: Generator) -> tuple[Tensor, Tensor]:
         images, targets = batch.floats(), batch.labels
@@ -174,17 +174,24 @@ class Updates:
     def _step(self, share: float) -> None:
         """Move the weights along their gradient, of which this process has that of its `share` of the batch."""
         if self._fabric.world_size > 1:
-            for weight in self._weights:
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-            gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-            whole = self._fabric.all_reduce(torch.cat([each.flatten() for each in gradients]) * share, reduce_op="sum")
-            assert isinstance(whole, Tensor)
-            for each, part in zip(gradients, whole.split([each.numel() for each in gradients]), strict=True):
-                each.copy_(part.view_as(each))
+            self._average_gradients(share)
         if self._training.clip is not None:
             nn.utils.clip_grad_norm_(self._weights, self._training.clip)
         self._optimizer.step()
+
+    def _average_gradients(self, share: float) -> None:
+        """Over all processes. What no process used has no gradient, lest it decay."""
+        used = self._summed(torch.tensor([weight.grad is not None for weight in self._weights]).to(self._weights[0]))
+        shared = [weight for weight, count in zip(self._weights, used.tolist(), strict=True) if count]
+        gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in shared]
+        whole = self._summed(torch.cat([each.flatten() for each in gradients]) * share)
+        for weight, part in zip(shared, whole.split([each.numel() for each in gradients]), strict=True):
+            weight.grad = part.view_as(weight)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        whole = self._fabric.all_reduce(values, reduce_op="sum")
+        assert isinstance(whole, Tensor)
+        return whole
 
 
 def _optimizer(weights: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

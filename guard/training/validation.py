@@ -18,9 +18,9 @@ _MOST = 1000  # images that are held out
 _BATCH = 250
 _STEPS = 10
 _REACH = 2.5  # what all steps are long together, in units of epsilon
-# overfitting is catastrophic where one step breaks few of the images that several steps break nearly all of:
-_KEPT = 0.75  # of clean accuracy under one step
-_LEFT = 1 / 3  # of that under several
+# overfitting is catastrophic where one step breaks few of the images that several steps break nearly all of: at least
+# the first share of clean accuracy is left by one step, and at most the second share of that by several
+_APART = ((0.75, 1 / 8), (0.9, 1 / 3))
 _GAP = 0.2  # and at least so far apart
 # or where robustness to several steps fell so far below its best, and that to one step by less than half of it
 _FALL = 0.2
@@ -77,7 +77,8 @@ def collapsed(epochs: Sequence[Epoch], now: Accuracies) -> str | None:
     to several (Wong, Rice, Kolter 2020)."""
     if now.fgsm is None or now.pgd is None:
         return None
-    apart = now.fgsm > _KEPT * now.clean and now.pgd < _LEFT * now.fgsm and now.fgsm - now.pgd > _GAP
+    far = any(now.fgsm > kept * now.clean and now.pgd < left * now.fgsm for kept, left in _APART)
+    apart = far and now.fgsm - now.pgd > _GAP
     best = max(epochs, key=lambda epoch: epoch.pgd or 0, default=None)
     lost = 0.0 if best is None else (best.pgd or 0) - now.pgd
     fell = best is not None and lost > _FALL and (best.fgsm or 0) - now.fgsm < _SHARE * lost

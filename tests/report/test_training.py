@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from guard.report.charts import ticks
 from guard.report.training import csv, page
-from guard.report.training_curves import pictures, ticks
+from guard.report.training_curves import pictures
 from guard.training.record import Epoch, Record
 
 EVIL = "<script>alert(1)</script>\"'&"

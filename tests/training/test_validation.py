@@ -102,6 +102,8 @@ def epoch(fgsm: float, pgd: float) -> Epoch:
         ([(0.746, 0.423)], (0.963, 0.831, 0.678), False),
         ([(0.322, 0.016)], (0.973, 0.611, 0.105), False),  # PGD's, while its epsilon grows
         ([(0.925, 0.739)], (0.95, 0.642, 0.013), True),  # fgsm-rs, which went back and did it again
+        ([(0.699, 0.222)], (0.972, 0.943, 0.191), True),  # fgsm-rs of a third seed, which never recovered
+        ([(0.705, 0.117)], (0.976, 0.759, 0.181), False),  # fgsm-rs of another seed, on its way
         ([(0.5, 0.4)], (0.95, 0.55, 0.15), True),  # one step rose, several fell
         ([(0.5, 0.4)], (0.95, 0.3, 0.15), False),  # both fell: the network is worse, and does not fool itself
         ([(0.5, 0.4), (0.5, 0.1)], (0.95, 0.5, 0.15), True),  # compared with the best, not with the last
