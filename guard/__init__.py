@@ -147,6 +147,7 @@ __all__ = [
     "ImageModel",
     "InputError",
     "IterativeAttack",
+    "LearnedAttack",
     "Loss",
     "LossName",
     "Memory",

@@ -248,6 +248,8 @@ def craft(
     check_images(images, labels, classes)
     where = torch.arange(len(images)) if index is None else _checked("index", index, len(images), None)
     aims = None if targets is None else _checked("targets", targets, len(images), classes)
+    if isinstance(chosen, LearnedAttack) and not chosen.learned and chosen.weights is not None:
+        chosen = chosen.loaded(classes, (images.shape[1], images.shape[2], images.shape[3]))
     try:
         applicable(chosen, chosen.name, threat, network.access)
     except NotApplicable as error:

@@ -18,12 +18,13 @@ class Counts:
         """Images that the attack stopped at although they might still fall."""
         self.parts: dict[str, Counts] = {}
         """Of each part of an attack, by its name, in their order."""
-        self._unusable = torch.zeros_like(self.forwards)
+        self.unusable = torch.zeros_like(self.forwards)
+        """Gradients with NaN or infinity."""
 
     @property
     def broken(self) -> Tensor:
         """Images that a gradient with NaN or infinity was computed for, bool (N,)."""
-        return self._unusable > 0
+        return self.unusable > 0
 
     def part(self, name: str) -> "Counts":
         """The counts of one part of an attack; asked for again, they go on."""
@@ -38,4 +39,4 @@ class Counts:
     def add_backward(self, rows: Tensor, finite: Tensor) -> None:
         """Count a backward of the images in `rows`, which may repeat; never waits for the device."""
         self.backwards.index_add_(0, rows, torch.ones_like(rows))
-        self._unusable.index_add_(0, rows, (~finite).to(rows.dtype))
+        self.unusable.index_add_(0, rows, (~finite).to(rows.dtype))

@@ -1,5 +1,6 @@
 """Learned attacks: what learns on training images once, and then attacks any image without asking a model."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,10 @@ from guard.errors import ContractError
 from guard.goal import Goal
 from guard.keys import key
 from guard.recipe import Training
-from guard.rng import Rng
+from guard.rng import Rng, seeded
 from guard.threat import ThreatModel
 from guard.victim import Access, Victim
-from guard.weights import save_tensors
+from guard.weights import load_weights, read_note, save_tensors
 
 
 class LearnedAttack(Attack):
@@ -71,9 +72,12 @@ class LearnedAttack(Attack):
         self, module: nn.Module, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng
     ) -> dict[str, Tensor]:
         """What an epoch is judged by, on training images that are held out: values (N,) by name, whose means are kept.
-        The epoch with the largest mean of the first one counts. By default the share that reaches the goal."""
-        with torch.no_grad():
-            return {"success": goal.reached(victim.logits(self.points(module, images, goal, threat, rng)))}
+        The epoch with the largest mean of the first one counts. By default which images reach the goal."""
+        points = self.points(module, images, goal, threat, rng)
+        if self.fit_access != "labels":
+            return {"goal reached": goal.reached(victim.logits(points))}
+        labels = victim.labels(points)
+        return {"goal reached": labels != goal.labels if goal.targets is None else labels == goal.targets}
 
     def picture(self, module: nn.Module) -> Tensor | None:
         """What was learned as one perturbation (C, H, W) for all images, where it is that; None otherwise."""
@@ -93,6 +97,7 @@ class LearnedAttack(Attack):
     def points(self, module: nn.Module, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """What `craft` makes with this module, projected onto the ball and [0, 1]."""
         with torch.no_grad():
+            module = _beside(module, images)
             return threat.project(self.craft(module, images, goal, threat, rng), images)
 
     def fitted(self, module: nn.Module, note: str = "") -> Self:
@@ -100,6 +105,14 @@ class LearnedAttack(Attack):
         attack = self.model_copy()
         attack._module, attack._note = module.eval(), note
         return attack
+
+    def loaded(self, num_classes: int, image_shape: tuple[int, int, int]) -> Self:
+        """This attack with what the file `weights` says it learned. Raises InputError."""
+        path = Path(str(self.weights)).expanduser()
+        with seeded(0, torch.device("cpu")):
+            module = self.unfitted(num_classes, image_shape)
+        load_weights(module, path)
+        return self.fitted(module, read_note(path) or "")
 
     @property
     def learned(self) -> bool:
@@ -114,6 +127,10 @@ class LearnedAttack(Attack):
                 "it has learned nothing yet. Evaluate it, which fits it first; or guard.fit it; or give weights: FILE"
             )
         return self._module
+
+    def placed(self, like: Tensor) -> nn.Module:
+        """A copy of what has learned, on the device of `like` and as precise."""
+        return copy.deepcopy(self.module).to(like.device, like.dtype)
 
     @property
     def note(self) -> str:
@@ -135,3 +152,11 @@ class LearnedAttack(Attack):
     def cost(self, num_classes: int) -> Cost:
         """Nothing, once it has learned."""
         return Cost(0, 0)
+
+
+def _beside(module: nn.Module, images: Tensor) -> nn.Module:
+    """The module where the images are and as precise as they are; a copy where it has to move."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    if all((tensor.device, tensor.dtype) == (images.device, images.dtype) for tensor in tensors):
+        return module
+    return copy.deepcopy(module).to(images.device, images.dtype)

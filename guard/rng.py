@@ -38,7 +38,8 @@ class Rng:
         self._keys = _mix(_mix(_mix(start + _GOLDEN) + index + 1) + stream)
         self.index = index
         self._shape = shape
-        self._draws = torch.zeros_like(index)
+        self.draws = torch.zeros_like(index)
+        """How many each image has drawn, which `rng[keep]` shares."""
         self._rows = torch.arange(len(index), device=index.device)
         self._repeats = False  # whether rows may repeat; each repetition then draws values of its own
 
@@ -47,14 +48,14 @@ class Rng:
 
     def __getitem__(self, keep: Tensor) -> "Rng":
         part = self._like(self._keys[keep], self.index[keep])
-        part._draws, part._rows = self._draws, self._rows[keep]
+        part.draws, part._rows = self.draws, self._rows[keep]
         part._repeats = self._repeats or keep.dtype != torch.bool
         return part
 
     def fold(self, stream: int) -> "Rng":
         """A new stream for every image, the same whatever has been drawn so far."""
         other = self._like(_mix(self._keys + _mix(torch.full_like(self._keys, stream + 1) * _GOLDEN)), self.index)
-        other._draws, other._rows, other._repeats = torch.zeros_like(self._draws), self._rows, self._repeats
+        other.draws, other._rows, other._repeats = torch.zeros_like(self.draws), self._rows, self._repeats
         return other
 
     def spawn(self) -> "Rng":
@@ -84,17 +85,17 @@ class Rng:
     def _like(self, keys: Tensor, index: Tensor) -> Self:
         other = object.__new__(type(self))
         other._keys, other.index, other._shape = keys, index, self._shape
-        other._draws = torch.zeros_like(keys)
+        other.draws = torch.zeros_like(keys)
         other._rows = torch.arange(len(keys), device=keys.device)
         other._repeats = False
         return other
 
     def _next(self) -> Tensor:
         """The key of each image's next draw, int64 (N,)."""
-        draw = self._draws[self._rows]
+        draw = self.draws[self._rows]
         if self._repeats:
             draw = draw + _repetition(self._rows)
-        self._draws.index_add_(0, self._rows, torch.ones_like(self._rows))
+        self.draws.index_add_(0, self._rows, torch.ones_like(self._rows))
         return _mix(self._keys + (draw + 1) * _GOLDEN)
 
     def _bits(self, shape: tuple[int, ...] | None) -> Tensor:

@@ -22,6 +22,9 @@ ACCESS: tuple[Access, ...] = ("transfer", "labels", "logits", "gradients")
 """From what asks least of a model to what asks most."""
 
 
+_BLIND = "the model gives no gradient: something before its logits is not differentiable"
+
+
 class Victim:
     """A model, its stack's preprocesses in front, bound to the images of one call to an attack.
 
@@ -75,6 +78,17 @@ class Victim:
     def remaining(self) -> Tensor | None:
         """How many queries each image has left, int64 (N,); None where there is no limit."""
         return None if self._max_queries is None else self._max_queries - self.counts.forwards[self._rows]
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What it keeps of the calls so far, by name: counts, and how much was drawn. Writing there takes it back."""
+        counts = self.counts
+        return {
+            "forwards": counts.forwards,
+            "backwards": counts.backwards,
+            "unusable": counts.unusable,
+            "draws": self._rng.draws,
+        }
 
     def part(self, name: str, *, access: Access | None = None, bf16: bool = True) -> "Victim":
         """The same door for one part of an attack: what it costs is also counted under that name.
@@ -233,7 +247,7 @@ class Victim:
 
     def _backward(self, values: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
         if not values.requires_grad:
-            raise ContractError("the model gives no gradient: something before its logits is not differentiable")
+            raise ContractError(_BLIND)
         (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=keep)
         self._count_backward(gradient)
         return gradient
@@ -257,7 +271,10 @@ class _Door(nn.Module):
         points = points.view_as(points)  # a node of this call's own: a leaf that is used again would count again
         if points.requires_grad:
             points.register_hook(self._victim[0]._count_backward)
-        return self._victim[0]._forward(points)
+        logits = self._victim[0]._forward(points)
+        if points.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise ContractError(_BLIND)
+        return logits
 
 
 @contextmanager

@@ -164,6 +164,21 @@ def test_the_transfers(workplace: Path, quickstart_cache: Path) -> None:
     assert white["bim"]["robust_accuracy"] <= own["bim"]["robust_accuracy"]
 
 
+def test_what_attacks_learned(workplace: Path, quickstart_cache: Path) -> None:
+    command = blocks("sh")[7].strip()
+    done = guard(f"{command} --set training.epochs=3 --limit 50", workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    shown = BLOCKS[BLOCKS.index(("sh", blocks("sh")[7])) + 1][1].splitlines()
+    ours = [line.split() for line in done.stdout.splitlines()]
+    for number in (1, 2, 3, 8):  # the attacks and what is said of them, but for no figure
+        assert shown[number].split() in ours
+    assert "advgan-black-box learned against small-cnn on 1,200 training images of digits," in done.stdout
+    cells = json.loads((workplace / "runs/digits-learned/results.json").read_text())["cells"]
+    assert {cell["status"] for cell in cells} == {"VALID"}
+    assert {cell["label"]: cell["fit_forwards"] for cell in cells}["advgan-black-box"] == 7200
+    assert (workplace / "runs/digits-learned/attacks/uap.png").exists()
+
+
 @pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))
 def test_small_commands(command: str, workplace: Path) -> None:
     (workplace / "mine.py").write_text(blocks("python")[1])

@@ -1,5 +1,6 @@
 """Overlap: whether what an attack learns on is what it is evaluated on."""
 
+import base64
 import hashlib
 from functools import cached_property
 
@@ -7,6 +8,7 @@ from guard.errors import InputError
 from guard.source import Data
 
 _SHARED = 0.01  # of the evaluated images; the published splits of data sets share a few
+_SIZE = 8  # bytes that tell images apart
 
 
 class Overlap:
@@ -15,25 +17,31 @@ class Overlap:
     def __init__(self, evaluated: Data) -> None:
         self._evaluated = evaluated
 
-    def shared(self, data: Data) -> int:
-        """How many of the evaluated images are among these."""
-        return len(self._prints & _prints(data))
+    def shared(self, learned: str, who: str) -> int:
+        """How many of the evaluated images are among those with these prints.
 
-    def refuse(self, data: Data, who: str) -> None:
-        """Raise InputError where more are than a data set's own repetitions explain."""
-        shared = self.shared(data)
+        Raises InputError where more are than a data set's own repetitions explain.
+        """
+        content = base64.b64decode(learned)
+        known = {content[start : start + _SIZE] for start in range(0, len(content), _SIZE)}
+        shared = len(self._prints & known)
         if shared > _SHARED * len(self._evaluated):
             raise InputError(
-                f"{who} would learn on {shared} of the {len(self._evaluated)} images that it is evaluated on. "
-                f"Evaluate another split"
+                f"{who} learned, or would learn, on {shared} of the {len(self._evaluated)} images that it is evaluated "
+                f"on. Evaluate another split"
             )
+        return shared
 
     @cached_property
     def _prints(self) -> set[bytes]:
-        return _prints(self._evaluated)
+        return _hashes(self._evaluated)
 
 
-def _prints(data: Data) -> set[bytes]:
-    """A hash of each different image; the same image in bytes and in floats has the same."""
+def prints(data: Data) -> str:
+    """A text that tells these images from others; the same image in bytes and in floats is alike."""
+    return base64.b64encode(b"".join(sorted(_hashes(data)))).decode()
+
+
+def _hashes(data: Data) -> set[bytes]:
     parts = (part.floats().flatten(1).numpy() for part in data.batches(256))
-    return {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for part in parts for image in part}
+    return {hashlib.blake2b(image.tobytes(), digest_size=_SIZE).digest() for part in parts for image in part}

@@ -133,6 +133,9 @@ class Way(NamedTuple):
     """What a report calls that network."""
 
 
+_DROPPING = ("gradient", "bpda", "queries", "relax")  # where an attack may stop at an image that reached its goal
+
+
 def name_of(cell: PlannedCell) -> str:
     """What a report calls the victim of a cell."""
     return cell.model_label if cell.defense_label == "none" else f"{cell.model_label} + {cell.defense_label}"
@@ -191,7 +194,7 @@ def trials(
             cell.goal,
             cell.threat,
             cell.seed,
-            drop=way.name in ("gradient", "bpda", "queries", "relax") and not victim.randomized,
+            drop=way.name in _DROPPING and not victim.randomized and not isinstance(attack, LearnedAttack),
             environment=environment,
             max_queries=max_queries,
         )
@@ -224,9 +227,9 @@ def _ways(cell: PlannedCell, victim: Defended, source: Network | None, home: Net
         return [Way("oblivious", home or victim.oblivious, cell.model_label if home else bare)]
     if home is not None:
         return [Way("learned", home, cell.model_label)]
-    learned = isinstance(cell.attack, LearnedAttack)
+    learned = cell.attack if isinstance(cell.attack, LearnedAttack) else None
     found = [Way("learned" if learned else _direct(cell.attack, victim.network), victim.network, name)]
-    if victim.relaxed is not None and cell.attack.access == "gradients":
+    if victim.relaxed is not None and (learned.fit_access if learned else cell.attack.access) == "gradients":
         found.append(Way("relax", victim.relaxed, name))
     if victim.oblivious is not None and (learned or cell.attack.access != "transfer"):
         found.append(Way("oblivious", victim.oblivious, bare))

@@ -7,7 +7,8 @@ from guard.building import label_of
 from guard.config import EvaluationConfig
 from guard.defense import Stack
 from guard.errors import ContractError, InputError, NotApplicable
-from guard.evaluation.fitting import Fitting, Job
+from guard.evaluation.fitting import Fitting
+from guard.evaluation.job import Job
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import check_target
 from guard.evaluation.plan import Planned, PlannedCell, Way, cells, name_of, trials, ways

@@ -17,7 +17,7 @@ from guard.evaluation import bitmap
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
-from guard.evaluation.result import Cell, Fit, Pictures, Status, WorstCase
+from guard.evaluation.result import Cell, Pictures, Status, WorstCase
 from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays, write_arrays
 from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, minimal, parts, worst_cases
@@ -25,7 +25,6 @@ from guard.goal import correct
 from guard.keys import key
 from guard.learned import LearnedAttack
 from guard.source import Data, DatasetSource
-from guard.weights import save_tensors
 
 _LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance
 
@@ -99,16 +98,17 @@ class Table:
         A perturbation that was learned for all images is written as LABEL.png too, in 8 bits: level 128 where nothing
         changes, 0 and 255 at minus and plus its largest absolute value.
         """
-        learned: dict[str, dict[int, tuple[str, LearnedAttack, Fit]]] = {}
+        learned: dict[str, dict[int, tuple[Path, LearnedAttack]]] = {}
         for planned, item in zip(self.planned, self.scored, strict=True):
-            for trial, fit in zip(planned.trials, planned.fits, strict=True) if planned.fits else ():
+            for trial in planned.trials:
                 if isinstance(trial.attack, LearnedAttack):
                     found = learned.setdefault(item.cell.label, {})
-                    found.setdefault(id(trial.attack), (item.cell.key, trial.attack, fit))
+                    name = item.cell.key if trial is planned.trials[0] else f"{item.cell.key}-{trial.name}"
+                    found.setdefault(id(trial.attack), (folder / name, trial.attack))
         for label, found in learned.items():
-            for key_, attack, fit in found.values():
-                home = folder if len(found) == 1 else folder / key_
-                save_tensors(attack.module.state_dict(), home / f"{label}.safetensors", note=fit.model_dump_json())
+            for own, attack in found.values():
+                home = folder if len(found) == 1 else own
+                attack.save(home / f"{label}.safetensors")
                 perturbation = _perturbation(attack, label)
                 if perturbation is not None:
                     picture = bitmap.centered(perturbation, bitmap.largest(perturbation))

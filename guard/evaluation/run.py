@@ -89,6 +89,10 @@ def run(
 def fit(config: EvaluationConfig, progress: Progress, store: Store | None = None) -> LearnedAttack:
     """Let the one attack of a config learn against its one model. Raises InputError, ContractError."""
     device, store = device_of(config.device), store or Store()
+    for name in ("threat", "goal", "seed", "model", "defenses", "knowledge"):
+        if len(getattr(config, name)) != 1:
+            raise InputError(f"an attack learns for one {name} at a time. Give one")
+    config = config.model_copy(update={"dataset": framed(config.dataset, config.sources)})
     workshop = Workshop(config, store, device, progress, no_train=False)
     none = config.dataset.load("train")[:0]
     fitting = Fitting(config, store, device, progress, workshop, none, no_train=False)
@@ -97,7 +101,7 @@ def fit(config: EvaluationConfig, progress: Progress, store: Store | None = None
         raise ContractError(planned.refused[1])
     attack = planned.trials[0].attack
     assert isinstance(attack, LearnedAttack)
-    return attack
+    return attack.fitted(attack.placed(torch.empty(0)), attack.note) if config.precision != "float64" else attack
 
 
 _PROBED = 16  # images of a shard that are asked about twice, to see whether the answer is the same

@@ -73,7 +73,8 @@ class Course:
     def close(self, lr: float, loss: float, seen: Seen | None, noted: dict[str, float]) -> None:
         """Write an epoch down, and what was noted in it, and begin the next."""
         accuracies = seen._asdict() if isinstance(seen, Accuracies) else {}
-        figures = (seen if isinstance(seen, dict) else {}) | noted
+        judged = seen if isinstance(seen, dict) else {}
+        figures = judged | {name: value for name, value in noted.items() if name not in judged}
         done = Epoch(
             epoch=self.epoch + 1,
             lr=lr,

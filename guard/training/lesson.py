@@ -58,9 +58,8 @@ class Attacking:
 
     @property
     def memory(self) -> dict[str, Tensor]:
-        """What the victim has been asked, which is saved with the training."""
-        counts = self._victim.counts
-        return {"forwards": counts.forwards, "backwards": counts.backwards}
+        """What the victim has been asked, and what it drew, which is saved with the training."""
+        return self._victim.memory
 
     @staticmethod
     def numbered(data: Data) -> Data:

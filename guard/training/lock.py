@@ -33,5 +33,4 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        (folder / _NAME).unlink(missing_ok=True)
+        lock.release()  # the file stays: whoever had opened it would otherwise hold another one than who comes next

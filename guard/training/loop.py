@@ -219,7 +219,7 @@ class _Run:
         if not math.isfinite(loss):
             raise ContractError(
                 f"{self.what}: the loss became {loss} in epoch {course.epoch + 1} of {training.epochs}. "
-                f"Lower the learning rate: training: {{lr: {training.lr / 10:g}}}"
+                f"Lower the learning rate, lr: {training.lr / 10:g} say"
             )
         self.updates.synchronize()
         with self.updates.averaged() as model:

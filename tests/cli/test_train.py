@@ -66,7 +66,7 @@ def same(one: Path, other: Path) -> bool:
 
 def test_it_leaves_weights_a_record_curves_and_a_page(place: Path) -> None:
     folder = place / "runs/robust"
-    names = ["config.json", "curves.csv", "training.html", "training.json", "weights.safetensors"]
+    names = [".lock", "config.json", "curves.csv", "training.html", "training.json", "weights.safetensors"]
     assert sorted(file.name for file in folder.iterdir()) == names
     record: dict[str, Any] = json.loads((folder / "training.json").read_text())
     assert record["finished"]

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from guard_plugins.attacks.advgan import AdvGan
+from guard_plugins.attacks.atn import Atn
 from guard_plugins.attacks.universal import Uap
 from torch import Tensor, nn
 
@@ -58,15 +59,15 @@ class Killed(BaseException):
 class Kills(Progress):
     """Kills what learns after so many updates."""
 
-    def __init__(self, at: int) -> None:
-        self.left, self.learning = at, False
+    def __init__(self, at: int = -1) -> None:
+        self.left, self.learning, self.updates = at, False, 0
 
     def start(self, what: str, total: int) -> None:
         self.learning = "learning" in what
 
     def advance(self, units: int, what: str = "") -> None:
-        if self.learning and units:
-            self.left -= 1
+        if self.learning and what:  # what is not named was done before
+            self.left, self.updates = self.left - 1, self.updates + units
             if self.left == 0:
                 raise Killed
 
@@ -78,6 +79,16 @@ class Blur(Defense):
 
     def preprocess(self, images: Tensor, rng: guard.Rng) -> Tensor:
         return (images + 0.5) / 2
+
+
+class Jitter(Defense):
+    """Random brightness."""
+
+    name = "jitter"
+    randomized = True
+
+    def preprocess(self, images: Tensor, rng: guard.Rng) -> Tensor:
+        return images + 0.1 * rng.normal(()).view(-1, 1, 1, 1).to(images)
 
 
 class Line(nn.Module):
@@ -142,7 +153,7 @@ def test_weights_that_do_not_say_where_they_come_from_are_refused(pictures: Tens
     safetensors.torch.save_file({"perturbation": torch.zeros(1, 1, 8, 8)}, file)
     with pytest.raises(InputError) as caught:
         evaluate(pictures, Uap(weights=str(file)))
-    assert str(caught.value).startswith(f"'{file}' does not say what it was learned on. Give a file that ")
+    assert str(caught.value).startswith(f"'{file}' does not say what it was learned on. Give what guard wrote")
     assert "\n" not in str(caught.value)
     safetensors.torch.save_file({"perturbation": torch.zeros(1, 1, 4, 4)}, file)
     with pytest.raises(InputError, match="do not fit the model: 1 of another shape"):
@@ -163,13 +174,11 @@ DYNAMIC = AdvGan(distillation="dynamic", answers="labels", epochs=2, distil_epoc
 
 
 @pytest.mark.parametrize(
-    ("attack", "at"),
-    [(Uap(epochs=2, batch_size=16), at) for at in (1, 5, 7, 10)]
-    + [(AdvGan(epochs=2, batch_size=32), 4)]
-    + [(DYNAMIC, at) for at in (2, 8)],
+    ("attack", "at", "inside"),
+    [(Uap(epochs=2, batch_size=16), *where) for where in ((1, False), (5, True), (7, False), (7, True), (10, True))]
+    + [(AdvGan(epochs=2, batch_size=32), 4, True), (DYNAMIC, 2, True), (DYNAMIC, 8, False), (DYNAMIC, 8, True)],
     ids=lambda item: getattr(item, "name", item),
 )
-@pytest.mark.parametrize("inside", [False, True])
 def test_killed_while_it_learns_it_goes_on(
     attack: LearnedAttack, at: int, inside: bool, pictures: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,12 +186,15 @@ def test_killed_while_it_learns_it_goes_on(
     if inside:
         monkeypatch.setattr("guard.training.loop._SAVE", -1.0)
         monkeypatch.setattr("guard.training.loop._EVERY", 1)
-    undisturbed = evaluate(pictures, attack, out=tmp_path / "undisturbed").cells[0]
+    whole, rest = Kills(), Kills()
+    undisturbed = evaluate(pictures, attack, whole, out=tmp_path / "undisturbed").cells[0]
     monkeypatch.setenv("GUARD_CACHE", str(tmp_path / "other"))
     with pytest.raises(Killed):
         evaluate(pictures, attack, Kills(at))
     assert not list((tmp_path / "other" / "weights").glob("*.safetensors"))
-    resumed = evaluate(pictures, attack, Kills(1000), out=tmp_path / "resumed").cells[0]
+    resumed = evaluate(pictures, attack, rest, out=tmp_path / "resumed").cells[0]
+    epoch = whole.updates // attack.training().epochs
+    assert rest.updates == whole.updates - (at - 1 if inside else (at - 1) // epoch * epoch)
     assert what(resumed.fit) == what(undisturbed.fit)
     one, other = (
         safetensors.torch.load_file(tmp_path / name / "attacks" / f"{attack.name}.safetensors")
@@ -191,6 +203,43 @@ def test_killed_while_it_learns_it_goes_on(
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert resumed.robust_accuracy == undisturbed.robust_accuracy
     assert [path.suffix for path in (tmp_path / "other" / "weights").iterdir()] == [".safetensors"]
+
+
+def test_draws_of_a_defense_go_on_too(
+    pictures: Tensor, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.training.loop._SAVE", -1.0)
+    monkeypatch.setattr("guard.training.loop._EVERY", 1)
+    attack, other = Atn(epochs=2, batch_size=32, hidden=8, refit=True), tmp_path / "other"
+    fit = evaluate(pictures, attack, defenses=[Jitter()]).cells[0].fit
+    assert fit is not None
+    assert fit.kept == 2
+    monkeypatch.setenv("GUARD_CACHE", str(other))
+    with pytest.raises(Killed):
+        evaluate(pictures, attack, Kills(5), defenses=[Jitter()])
+    evaluate(pictures, attack, defenses=[Jitter()])
+    files = sorted(file.name for file in (cache / "weights").iterdir())
+    assert files == sorted(file.name for file in (other / "weights").iterdir())
+    assert len(files) == 2, "against the defense, and without it"
+    for name in files:
+        one, again = (safetensors.torch.load_file(folder / "weights" / name) for folder in (cache, other))
+        assert all(torch.equal(one[key], again[key]) for key in one)
+
+
+def test_weights_of_another_game_and_of_the_images_themselves_are_refused(pictures: Tensor, tmp_path: Path) -> None:
+    evaluate(pictures, Uap(epochs=1), goal={"targets": 1}, out=tmp_path)
+    given = Uap(weights=str(tmp_path / "attacks" / "uap.safetensors"))
+    settings: dict[str, Any] = {"goal": {"targets": 1}, "train_data": None}
+    assert evaluate(pictures, given, **settings).cells[0].status == "VALID"
+    for change, text in (
+        ({"goal": "untargeted"}, "was learned with goal targeted: 1, and attack 'uap' has untargeted"),
+        ({"threat": ThreatModel(norm="l2", epsilon=1)}, "was learned with norm linf, and attack 'uap' has l2"),
+    ):
+        with pytest.raises(InputError, match=text) as caught:
+            evaluate(pictures, given, **(settings | change))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="learned, or would learn, on 40 of the 40 images that it is evaluated on"):
+        evaluate(pictures[80:], given, **settings)
 
 
 def test_a_third_partys_attack_learns(
@@ -216,3 +265,25 @@ def test_a_third_partys_attack_learns(
     assert shade["fit_forwards"] == 5 * 1200
     assert shade["forwards_per_image"] == 0
     assert Path("run/attacks/shade.safetensors").is_file()
+
+
+class Blind(nn.Module):
+    """Answers, and gives no gradient."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images.detach())
+        return logits.detach()
+
+
+def test_against_a_model_without_gradients_nothing_is_learned_in_silence(
+    linear: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    attacks = [Atn(epochs=1, hidden=4), AdvGan(epochs=1)]  # of images of 4 x 4, too
+    data = (images[:50], labels[:50])
+    report = guard.evaluate(Blind(linear), data, attacks=attacks, threat=LINF, train_data=(images[50:], labels[50:]))
+    assert {cell.status for cell in report.cells} == {"INVALID"}
+    assert all("gives no gradient" in cell.reason for cell in report.cells)

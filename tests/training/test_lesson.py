@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from guard import ContractError, Data, Goal, LearnedAttack, Rng, Stack, Step, ThreatModel, Victim
+from guard import Access, ContractError, Data, Goal, LearnedAttack, Rng, Stack, Step, ThreatModel, Victim
 from guard.progress import Progress
+from guard.rng import seeded
 from guard.training.course import Course
 from guard.training.fabric import fabric
 from guard.training.lesson import Attacking
@@ -46,8 +47,13 @@ class Toy(LearnedAttack):
     batch_size: int = 32
     scores: tuple[float, ...] = ()
     """What each epoch is judged by, in place of success."""
+    asks: Literal["logits", "labels"] = "logits"
     kill: int = 0
     """The update at which the process goes, from 1."""
+
+    @property
+    def fit_access(self) -> Access:  # type: ignore[override]
+        return self.asks
 
     def unfitted(self, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         module = nn.Linear(1, 1)
@@ -72,7 +78,7 @@ class Toy(LearnedAttack):
         victim.logits(step.images)
         step.note("number", step.targets.double())
         step.note("memory", step.memory["sum"].expand(len(step.targets)))
-        return (step.model(step.images[:, 0, 0]) - 0.5).square().mean()
+        return (step.model(step.images[:, 0, 0, :1]) - 0.5).square().mean()
 
     def craft(self, module: nn.Module, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         assert not module.training
@@ -92,21 +98,28 @@ seen: list[tuple[int, list[int]]] = []
 
 @pytest.fixture
 def images() -> Tensor:
-    """Each with a thousandth of its number in all pixels but the last, which makes it of its class."""
-    values = (torch.arange(COUNT) / 1000).view(-1, 1, 1, 1).expand(-1, 1, 1, 2).clone()
-    values[:, 0, 0, 1] = (torch.arange(COUNT) % 2 == 0).float()
-    return values
+    """Two pixels: a thousandth of its number; and 1 where that is even, else 0, or 0.6 in the second half."""
+    numbers = torch.arange(COUNT)
+    second = torch.where(numbers % 2 == 0, 1.0, torch.where(numbers > COUNT / 2, 0.6, 0.0))
+    return torch.stack([numbers / 1000, second], 1)[:, None, None]
+
+
+def fresh(attack: Toy) -> nn.Module:
+    with seeded(0, torch.device("cpu")):
+        return attack.unfitted(2, (1, 1, 2))
+
+
+def lesson_of(attack: Toy, images: Tensor, model: Sums, dtype: torch.dtype = torch.float32) -> Attacking:
+    rng, labels = Rng(0, torch.arange(COUNT), (1, 1, 2)), torch.arange(COUNT) % 2
+    victim = Victim(model, images, rng, access=attack.fit_access, drop=False)
+    return Attacking(attack, victim, Goal(labels, 1 - labels), LINF, 0, dtype)
 
 
 def learn(attack: Toy, images: Tensor, **settings: Any) -> tuple[Course, nn.Module, Victim, Sums]:
     seen.clear()
-    model, labels = Sums(), torch.arange(COUNT) % 2
-    victim = Victim(model, images, Rng(0, torch.arange(COUNT), (1, 1, 2)), access=attack.fit_access, drop=False)
-    lesson = Attacking(attack, victim, Goal(labels, 1 - labels), LINF, 0, torch.float32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = attack.unfitted(2, (1, 1, 2))
-    recipe = attack.training()
+    model = Sums()
+    lesson = lesson_of(attack, images, model)
+    module, recipe = fresh(attack), attack.training()
     course = train(
         module,
         lesson,
@@ -122,7 +135,7 @@ def learn(attack: Toy, images: Tensor, **settings: Any) -> tuple[Course, nn.Modu
         memory=lesson.memory,
         **settings,
     )
-    return course, module, victim, model
+    return course, module, lesson._victim, model
 
 
 def test_each_batch_meets_its_own_rows_and_each_image_is_met_once_an_epoch(images: Tensor) -> None:
@@ -141,7 +154,7 @@ def test_each_batch_meets_its_own_rows_and_each_image_is_met_once_an_epoch(image
 
 
 def test_it_is_judged_by_the_held_out_images(images: Tensor) -> None:
-    """By default by the share of them that reaches the goal; here it is reached where the image is light enough."""
+    """By default by the share of them that reaches the goal."""
     course, _, _, model = learn(Toy(), images)
     held = sorted(set(range(COUNT)) - {row for _, rows in seen for row in rows})
     points = model.asked[-1]
@@ -149,14 +162,27 @@ def test_it_is_judged_by_the_held_out_images(images: Tensor) -> None:
     total = points.flatten(1).sum(1)
     reached = torch.where(torch.tensor(held) % 2 == 0, total < 1, total > 1)
     assert 0 < reached.double().mean() < 1
-    assert [epoch.figures["success"] for epoch in course.epochs] == [pytest.approx(float(reached.double().mean()))] * 3
+    assert [epoch.figures["goal reached"] for epoch in course.epochs] == [
+        pytest.approx(float(reached.double().mean()))
+    ] * 3
+
+
+@pytest.mark.parametrize("asks", ["logits", "labels"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_it_is_judged_by_what_it_may_ask(asks: Any, targeted: bool, images: Tensor) -> None:
+    """Of two classes: where the target is the label, what is right counts, and else what is wrong."""
+    labels, lesson = torch.arange(COUNT) % 2, lesson_of(Toy(asks=asks), images, Sums())
+    lesson._goal = Goal(labels, labels) if targeted else Goal(labels)
+    judged = lesson.judge(fresh(Toy()), lesson.numbered(Data.of(images, torch.zeros(COUNT))))
+    right = (LINF.project(images + 1, images).flatten(1).sum(1) > 1) == (labels == 0)
+    assert 0.6 < right.double().mean() < 0.95
+    assert judged == {"goal reached": pytest.approx(float((right == targeted).double().mean()))}
 
 
 def test_many_held_out_images_are_judged_in_parts(images: Tensor) -> None:
     """Of different sizes, whose means do not count alike."""
-    lesson = Attacking(Toy(scores=(0.5,)), Victim(Sums(), images, Rng(0, torch.arange(COUNT), (1, 1, 2))),
-                       Goal(torch.arange(COUNT) % 2), LINF, 0, torch.float32)  # fmt: skip
-    module = Toy().unfitted(2, (1, 1, 2))
+    lesson = lesson_of(Toy(scores=(0.5,)), images, Sums())
+    module = fresh(Toy())
     module.updates += 10  # type: ignore[operator, assignment]
     module.train()
     judged = lesson.judge(module, lesson.numbered(Data.of(images, torch.zeros(COUNT))))
@@ -195,8 +221,7 @@ def test_killed_it_goes_on_with_what_it_remembers_and_has_asked(
 
 
 def test_it_sees_images_as_precise_as_the_victim(images: Tensor) -> None:
-    lesson = Attacking(Toy(), Victim(Sums(), images, Rng(0, torch.arange(COUNT), (1, 1, 2))),
-                       Goal(torch.arange(COUNT) % 2), LINF, 0, torch.float64)  # fmt: skip
+    lesson = lesson_of(Toy(), images, Sums(), torch.float64)
     given, numbers = lesson.augment(images, torch.arange(COUNT), Generator())
     assert given.dtype == torch.float64
     assert torch.equal(numbers, torch.arange(COUNT))
@@ -210,9 +235,9 @@ def test_a_stack_is_a_lesson_too() -> None:
 
 def test_an_attack_that_has_learned_is_another_one(images: Tensor) -> None:
     attack, goal = Toy(), Goal(torch.zeros(COUNT, dtype=torch.int64))
-    with pytest.raises(ContractError, match="^it has learned nothing yet. "):
+    with pytest.raises(ContractError, match="it has learned nothing yet"):
         _ = attack.module
-    module = attack.unfitted(2, (1, 1, 2)).train()
+    module = fresh(attack).train()
     fitted = attack.fitted(module)
     assert fitted.module is module
     assert not module.training

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,6 +21,7 @@ from guard import (
     ThreatModel,
     Training,
     Victim,
+    assemble,
     hookimpl,
 )
 from guard_plugins.attacks.advgan_networks import Discriminator, Generator
@@ -73,10 +74,10 @@ class AdvGan(LearnedAttack):
     substitute: ModelSource = SmallCNN()
     """What is trained on its answers."""
     distil_epochs: PositiveInt = 5
-    """Passes in which the substitute learns before the generator does."""
+    """Passes in which the substitute learns, before the generator does and in each round."""
     rounds: PositiveInt = 5
-    """Dynamic: how often the substitute learns anew, on what the generator makes by then. Each asks about every image
-    that is learned on once more."""
+    """Dynamic: how often the substitute learns again, also on what the generator makes by then. Each round asks about
+    every image that is learned on once more."""
     epochs: PositiveInt = 10
     """Passes in which the generator learns."""
 
@@ -85,25 +86,32 @@ class AdvGan(LearnedAttack):
         """Gradients of the model itself, or its answers."""
         return "gradients" if self.distillation == "none" else self.answers
 
+    @model_validator(mode="after")
+    def _meant(self) -> Self:
+        if self.distillation == "dynamic" and self.rounds >= self.epochs:
+            raise ValueError(f"rounds is {self.rounds}; it must be below epochs, which is {self.epochs}")
+        return self
+
     def unfitted(self, num_classes: int, image_shape: tuple[int, int, int]) -> Networks:
         """All networks with fresh weights."""
         distilled = self.distillation != "none"
-        return Networks(image_shape, self.substitute.build(num_classes, image_shape) if distilled else None)
+        return Networks(image_shape, assemble(self.substitute, num_classes, image_shape) if distilled else None)
 
     def training(self) -> Training:
         """The generator's passes, and the substitute's around them."""
         recipe = super().training()
         if self.distillation == "none":
             return recipe
-        extra = self.distil_epochs + (self.rounds if self.distillation == "dynamic" else 0)
-        return recipe.model_copy(update={"epochs": self.epochs + extra, "validation": 0.0})
+        times = 1 + (self.rounds if self.distillation == "dynamic" else 0)
+        return recipe.model_copy(update={"epochs": self.epochs + times * self.distil_epochs, "validation": 0.0})
 
     def objective(self, step: Step, victim: Victim, goal: Goal) -> Tensor:
         """The paper's losses; the discriminator's is added, for it shares no weight with the generator's."""
         net = step.model
         assert isinstance(net, Networks)
-        if net.substitute is not None and self._distils(step.epoch):
-            return self._distilling(net, net.substitute, step, victim)
+        number = None if net.substitute is None else self._round(step.epoch)
+        if net.substitute is not None and number is not None:
+            return self._distilling(net, net.substitute, step, victim, number)
         points, perturbation = _made(net, step.images, step.threat)
         logits = victim.module(points) if net.substitute is None else _frozen(net.substitute.eval(), points)
         adversarial = self._adversarial(logits, goal).mean()
@@ -124,39 +132,43 @@ class AdvGan(LearnedAttack):
         gain = LOSSES[self.loss](logits, goal)
         return (self.confidence - gain).clamp(min=0) if self.loss == "margin" else -gain
 
-    def _distils(self, epoch: int) -> bool:
-        """Whether the substitute learns in this epoch: in the first ones, and before each later round."""
-        later = epoch - self.distil_epochs
-        if later < 0 or self.distillation == "static":
-            return later < 0
-        # the generator's passes, cut into one piece more than there are rounds, with one of the substitute's between
-        ends = [round(self.epochs * (number + 1) / (self.rounds + 1)) + number for number in range(self.rounds)]
-        return later in ends
+    def _round(self, epoch: int) -> int | None:
+        """How often the substitute has learned before it does so in this epoch; None where the generator learns.
 
-    def _distilling(self, net: Networks, substitute: nn.Module, step: Step, victim: Victim) -> Tensor:
+        The generator's passes are cut into equal pieces, and the substitute learns before each of them.
+        """
+        pieces = 1 + (self.rounds if self.distillation == "dynamic" else 0)
+        for number in range(pieces):
+            start = number * self.distil_epochs + round(self.epochs * number / pieces)
+            if start <= epoch < start + self.distil_epochs:
+                return number
+        return None
+
+    def _distilling(self, net: Networks, substitute: nn.Module, step: Step, victim: Victim, number: int) -> Tensor:
         """The cross-entropy between what the model and the substitute answer."""
-        substitute.train()
-        guess = substitute(step.images)
-        answers = self._answers(step, victim, guess)
-        step.note("agreement on clean images", _agreement(guess, answers))
+        guess = substitute.train()(step.images)
+        answers = self._answers("answers", step, victim, step.images, guess)
+        step.note("agreement on clean images", _agreement(substitute, step.images, answers))
         loss = F.cross_entropy(guess, answers)
-        if step.epoch < self.distil_epochs:
+        if not number:
             return loss
-        with torch.no_grad():
+        with torch.no_grad():  # the generator rests meanwhile, so that these are the same in each pass of the round
             points, _ = _made(net, step.images, step.threat)
-        guess = substitute(points)
-        answers = self._asked(points, victim, guess)
-        step.note("agreement on adversarial images", _agreement(guess, answers))
+        guess = substitute.train()(points)
+        step.memory.pop(f"answers of round {number - 1}", None)
+        answers = self._answers(f"answers of round {number}", step, victim, points, guess)
+        step.note("agreement on adversarial images", _agreement(substitute, points, answers))
         return loss + F.cross_entropy(guess, answers)
 
-    def _answers(self, step: Step, victim: Victim, like: Tensor) -> Tensor:
-        """What the model answers to the images themselves; it is asked about each of them once."""
-        rows, known = step.targets, step.memory.get("answers", like.new_zeros(0, like.shape[1]))
-        missing = max(int(rows.max()) + 1 - len(known), 0)
-        known = torch.cat([known, known.new_full((missing, like.shape[1]), math.nan)])
+    def _answers(self, name: str, step: Step, victim: Victim, points: Tensor, like: Tensor) -> Tensor:
+        """What the model answers to points of the batch; it is asked about each of them once."""
+        rows, known = step.targets, step.memory.get(name, like.new_zeros(0, like.shape[1]))
+        missing = int(rows.max()) + 1 - len(known)
+        if missing > 0:
+            known = torch.cat([known, known.new_full((missing, like.shape[1]), math.nan)])
         if known[rows].isnan().any():
-            known[rows] = self._asked(step.images, victim, like)
-        step.memory["answers"] = known
+            known[rows] = self._asked(points, victim, like)
+        step.memory[name] = known
         return known[rows]
 
     def _asked(self, points: Tensor, victim: Victim, like: Tensor) -> Tensor:
@@ -189,8 +201,11 @@ def _frozen(module: nn.Module, points: Tensor) -> Tensor:
     return answer
 
 
-def _agreement(guess: Tensor, answers: Tensor) -> Tensor:
-    return (guess.argmax(1) == answers.argmax(1)).double()
+@torch.no_grad()
+def _agreement(substitute: nn.Module, points: Tensor, answers: Tensor) -> Tensor:
+    """Whether the substitute, as it will be used, answers the same class."""
+    agrees: Tensor = substitute.eval()(points).argmax(1) == answers.argmax(1)
+    return agrees.double()
 
 
 @hookimpl

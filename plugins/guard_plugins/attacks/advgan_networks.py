@@ -33,8 +33,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (N, C, H, W) to a value (N,): near 1 for images as they are, near 0 for adversarial ones.
 
-    The paper's C8, C16, C32 (4 x 4, stride 2) and a linear layer; none in the first has a normalisation, nor where one
-    value of a channel is left.
+    The paper's C8, C16, C32 (4 x 4, stride 2) and a linear layer; the first has no normalisation.
     """
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
@@ -44,8 +43,8 @@ class Discriminator(nn.Module):
         for channels in (8, 16, 32):
             height, width = max(height // 2, 1), max(width // 2, 1)
             layers.append(nn.Conv2d(before, channels, 4, stride=2, padding=1 if min(height, width) > 1 else 2))
-            if channels > 8 and height * width > 1:
-                layers.append(nn.InstanceNorm2d(channels, affine=True))
+            if channels > 8:
+                layers.append(_Norm(channels, affine=True))
             layers.append(nn.LeakyReLU(0.2))
             before = channels
         self.layers = nn.Sequential(*layers)
@@ -59,6 +58,14 @@ class Discriminator(nn.Module):
         return values.squeeze(1)
 
 
+class _Norm(nn.InstanceNorm2d):
+    """InstanceNorm, but where one value of a channel is left, which it would make 0."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        normed: Tensor = super().forward(values) if values[0, 0].numel() > 1 else values
+        return normed
+
+
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,9 +77,9 @@ class _Residual(nn.Module):
 
 
 def _down(before: int, channels: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(before, channels, 3, stride, padding=1), nn.InstanceNorm2d(channels, affine=True), nn.ReLU()]
+    return [nn.Conv2d(before, channels, 3, stride, padding=1), _Norm(channels, affine=True), nn.ReLU()]
 
 
 def _up(before: int, channels: int) -> list[nn.Module]:
     layer = nn.ConvTranspose2d(before, channels, 3, stride=2, padding=1, output_padding=1)
-    return [layer, nn.InstanceNorm2d(channels, affine=True), nn.ReLU()]
+    return [layer, _Norm(channels, affine=True), nn.ReLU()]

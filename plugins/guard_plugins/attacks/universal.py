@@ -95,16 +95,16 @@ class Uap(LearnedAttack):
         return module.perturbation[0].detach()
 
     def _nearest(self, universal: Universal, step: Step, victim: Victim, aim: Goal) -> Tensor:
-        """The paper's inner loop; the share of images that were not fooled."""
-        attack, missed = DeepFool(steps=10), 0
+        """The paper's inner loop; the share of images that it grew by."""
+        attack, grown = DeepFool(steps=10), 0
         for row in torch.arange(len(step.images), device=step.images.device).split(1):
             point = universal(step.images[row])
             rng = Rng(0, row, tuple(point.shape[1:]))  # DeepFool draws nothing
             way = attack.nearest(victim[row], point, aim[row], "l2", rng) - point
             if way.any():
                 _add(universal, way, step.threat)
-                missed += 1
-        return step.images.new_tensor(missed / len(step.images))
+                grown += 1
+        return step.images.new_tensor(grown / len(step.images))
 
 
 def _enough(logits: Tensor, goal: Goal) -> Tensor:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from pydantic import field_validator
 from torch import Generator, Tensor, nn
 
-from guard import Attack, Defense, ThreatModel, hookimpl
+from guard import Attack, Defense, LearnedAttack, ThreatModel, hookimpl
 from guard_plugins.attacks.pgd import PGD
 from guard_plugins.defenses.crafting import Crafting
 
@@ -25,6 +26,13 @@ class AdversarialTraining(Crafting):
 
     attack: Attack = PGD(steps=7)
     """Crafts the adversarial images: any attack on gradients, logits or labels, by name or mapping."""
+
+    @field_validator("attack")
+    @classmethod
+    def _asks(cls, attack: Attack) -> Attack:
+        if isinstance(attack, LearnedAttack):
+            raise ValueError(f"'{attack.name}' learns before it attacks; give one that attacks the network as it is")
+        return attack
 
     def adversary(
         self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator

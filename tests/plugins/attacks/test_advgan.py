@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from guard_plugins.attacks.advgan import AdvGan, Networks
 from torch import Tensor, nn
 
-from guard import Goal, LearnedAttack, Rng, Step, ThreatModel, Victim, held
+from guard import Goal, InputError, LearnedAttack, Rng, Step, ThreatModel, Victim, held
 from guard.rng import seeded
 
 pytestmark = pytest.mark.usefixtures("global_generator_untouched")
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("global_generator_untouched")
 Fit = Callable[..., LearnedAttack]
 LINF, L2 = ThreatModel(norm="linf", epsilon=0.2), ThreatModel(norm="l2", epsilon=1.0)
 CPU = torch.device("cpu")
-EPOCHS = [(epochs, rounds) for epochs in range(2, 16) for rounds in range(1, min(epochs, 9))]
 
 
 class Net(nn.Module):
@@ -166,18 +165,25 @@ def test_the_generator_keeps_to_the_ball_by_itself(threat: ThreatModel) -> None:
     assert threat.distance(points, grey).min() > 0.99 * threat.epsilon
 
 
-@pytest.mark.parametrize(("epochs", "rounds"), EPOCHS)
-def test_the_substitute_learns_first_and_between_but_never_last(epochs: int, rounds: int) -> None:
-    for mode, extra in (("static", 0), ("dynamic", rounds)):
-        attack = AdvGan(distillation=mode, epochs=epochs, rounds=rounds, distil_epochs=3)
-        whole = attack.training().epochs
-        assert whole == epochs + 3 + extra
-        turns = [attack._distils(epoch) for epoch in range(whole)]
-        assert turns[:3] == [True] * 3
-        assert sum(turns) == 3 + extra
-        assert not turns[3], "the generator learns before it is asked about"
-        assert not turns[-1], "what the generator makes last is what the substitute is not asked about any more"
-    assert not any(first and second for first, second in itertools.pairwise(turns[3:]))
+@pytest.mark.parametrize("epochs", range(2, 16))
+def test_the_substitute_learns_before_each_piece_of_the_generators_passes(epochs: int) -> None:
+    """Which are of nearly the same length, none of them empty, and one more than there are rounds."""
+    for rounds in range(1, epochs):
+        for mode, number in (("static", 0), ("dynamic", rounds)):
+            attack = AdvGan(distillation=mode, epochs=epochs, rounds=rounds, distil_epochs=3)
+            turns = [attack._round(epoch) for epoch in range(attack.training().epochs)]
+            runs = [(turn, len(list(run))) for turn, run in itertools.groupby(turns)]
+            assert runs[::2] == [(place, 3) for place in range(number + 1)]
+            assert [turn for turn, _ in runs[1::2]] == [None] * (number + 1)
+            pieces = [length for _, length in runs[1::2]]
+            assert sum(pieces) == epochs
+            assert max(pieces) - min(pieces) <= 1
+
+
+def test_there_are_fewer_rounds_than_passes() -> None:
+    with pytest.raises(InputError, match="rounds is 3; it must be below epochs, which is 3"):
+        AdvGan(distillation="dynamic", rounds=3, epochs=3)
+    AdvGan(distillation="static", rounds=3, epochs=3)
 
 
 @pytest.mark.parametrize(("mode", "answers"), [("static", "logits"), ("dynamic", "logits"), ("dynamic", "labels")])
@@ -192,8 +198,9 @@ def test_a_black_box_only_answers_and_so_often(mode: str, answers: str, fit: Fit
     assert (told["forwards"], told["backwards"]) == (30 * (1 + rounds), 0)
     figures = [set(epoch["figures"]) for epoch in told["epochs"]]
     clean, made = "agreement on clean images", "agreement on adversarial images"
-    between = [set(), {clean, made}, set(), {clean, made}, set()] if rounds else [set()] * 3
-    assert figures == [{clean}, {clean}, *between]
+    between = 2 * [{clean, made}]
+    rest = [set(), *between, set(), *between, set()] if rounds else [set()] * 3
+    assert figures == [{clean}, {clean}, *rest]
 
 
 @pytest.mark.parametrize("settings", [{}, {"distillation": "dynamic", "answers": "labels", "rounds": 1}], ids=str)

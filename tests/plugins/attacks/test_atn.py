@@ -110,7 +110,7 @@ def test_a_larger_beta_keeps_it_nearer(digits: Digits, fit: Fit) -> None:
     model, images, others = digits
     lengths = []
     for beta in (0.001, 0.1):
-        attack = Atn(beta=beta, hidden=64, epochs=15, batch_size=32, lr=0.003)
+        attack = Atn(beta=beta, hidden=64, epochs=8, batch_size=32, lr=0.005)
         attack = fit(attack, model, images, model(images).argmax(1), LINF, goal={"targets": 3})
         points = attack.nearest(None, others, Goal(torch.zeros(200).long()), "l2", draws(200))  # type: ignore[attr-defined]
         lengths.append(float((points - others).flatten(1).norm(dim=1).mean()))

@@ -69,6 +69,8 @@ def test_a_file_of_weights_is_as_good(
     again = fit(given, model, images[:2], torch.zeros(2).long(), LINF)  # which it has no use for
     assert torch.equal(points(again, others), points(learned, others))
     assert again.note == learned.note
+    made = guard.craft(given, model, others, model(others).argmax(1), LINF)
+    torch.testing.assert_close(made, points(learned, others), atol=1e-6, rtol=0)
 
 
 def test_the_seed_decides_what_it_learns(
