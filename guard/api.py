@@ -32,7 +32,7 @@ from guard.report.training_events import Events
 from guard.report.training_terminal import line
 from guard.source import ModelSource
 from guard.threat import ThreatModel
-from guard.training.lock import Occupied, alone
+from guard.training.lock import alone
 from guard.training.record import Record
 from guard.training.run import CONFIG, RECORD, read_record
 from guard.training.run import run as run_training
@@ -166,17 +166,15 @@ def perform_training(
             if events is not None:
                 events.add(record.epochs[-1])
 
-        try:
-            with alone(out):
+        with alone(out):
+            try:
                 return run_training(config, out, devices=devices, nodes=nodes, dry=dry, progress=progress, told=told)
-        except Occupied:
-            raise
-        except GuardError:
-            done = read_record(out)
-            if done is None or not done.epochs:  # a mended config may have the folder
-                for name in (CONFIG, RECORD):
-                    (out / name).unlink(missing_ok=True)
-            raise
+            except GuardError:
+                done = read_record(out)
+                if done is None or not done.epochs:  # a mended config may have the folder
+                    for name in (CONFIG, RECORD):
+                        (out / name).unlink(missing_ok=True)
+                raise
 
 
 def fit(

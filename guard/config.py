@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     AfterValidator,
     Field,
@@ -114,6 +115,11 @@ class EvaluationConfig(Config):
     """How often an attack may ask about one image; no limit where left out."""
     batch_size: PositiveInt | None = None
     """Images per forward, at most 256; chosen by the device and the size of the model's layers where left out."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What images and networks are held in."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
     @property
     def sources(self) -> list[ModelSource]:

@@ -1,5 +1,6 @@
 """Layers: what a network computes on the way to its logits, by the names that its user knows."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,15 @@ class Around(nn.Module):
 
     inner: nn.Module
     """That network, or the one of several that gradients go through."""
+
+
+def placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model on the device and in the precision; a copy where it has to move, for one's own is left as it is."""
+    tensors = (*model.parameters(), *model.buffers())
+    at_home = all(
+        tensor.device == device and (tensor.dtype == dtype or not tensor.is_floating_point()) for tensor in tensors
+    )
+    return model if at_home else copy.deepcopy(model).to(device, dtype)
 
 
 Note = Callable[[str, nn.Module, object, object], None]

@@ -1,6 +1,5 @@
 """Learned attacks: what learns on training images once, and then attacks any image without asking a model."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from guard.defense import Step
 from guard.errors import ContractError
 from guard.goal import Goal
 from guard.keys import key
+from guard.layers import placed
 from guard.recipe import Training
 from guard.rng import Rng, seeded
 from guard.threat import ThreatModel
@@ -97,7 +97,7 @@ class LearnedAttack(Attack):
     def points(self, module: nn.Module, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
         """What `craft` makes with this module, projected onto the ball and [0, 1]."""
         with torch.no_grad():
-            module = _beside(module, images)
+            module = placed(module, images.device, images.dtype)
             return threat.project(self.craft(module, images, goal, threat, rng), images)
 
     def fitted(self, module: nn.Module, note: str = "") -> Self:
@@ -128,10 +128,6 @@ class LearnedAttack(Attack):
             )
         return self._module
 
-    def placed(self, like: Tensor) -> nn.Module:
-        """A copy of what has learned, on the device of `like` and as precise."""
-        return copy.deepcopy(self.module).to(like.device, like.dtype)
-
     @property
     def note(self) -> str:
         """How it learned, as JSON."""
@@ -152,11 +148,3 @@ class LearnedAttack(Attack):
     def cost(self, num_classes: int) -> Cost:
         """Nothing, once it has learned."""
         return Cost(0, 0)
-
-
-def _beside(module: nn.Module, images: Tensor) -> nn.Module:
-    """The module where the images are and as precise as they are; a copy where it has to move."""
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
-    if all((tensor.device, tensor.dtype) == (images.device, images.dtype) for tensor in tensors):
-        return module
-    return copy.deepcopy(module).to(images.device, images.dtype)

@@ -55,18 +55,13 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, note: str | No
     # copies, for safetensors refuses tensors that share memory
     state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user lets others do; safetensors lets them do nothing
         safetensors.torch.save_file(state, partial, metadata=None if note is None else {_NOTE: note})
-        partial.chmod(_mode())
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _mode() -> int:
-    """What the user lets others do with a new file; safetensors lets them do nothing."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def read_note(path: str | Path) -> str | None:

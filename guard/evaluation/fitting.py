@@ -22,6 +22,7 @@ from guard.evaluation.result import Fit
 from guard.evaluation.store import Store
 from guard.goal import Goal
 from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
+from guard.layers import placed
 from guard.learned import LearnedAttack
 from guard.progress import Progress
 from guard.recipe import Training
@@ -52,7 +53,7 @@ class Fitting:
         """`evaluated`: the images that no attack may learn on."""
         self._config, self._store, self._device, self._progress = config, store, device, progress
         self._workshop, self._overlap, self._no_train = workshop, Overlap(evaluated), no_train
-        self._dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self._dtype = config.dtype
         self._keys: dict[tuple[object, ...], str] = {}
         self._done: dict[tuple[object, ...], tuple[LearnedAttack, Fit] | ContractError] = {}
         self._parts: dict[int | None, tuple[Data, str]] = {}
@@ -100,7 +101,7 @@ class Fitting:
             return None
         where, dataset = f"'{job.attack.weights}'" if not job.attack.learned else job.who, self._config.dataset
         attack = job.attack if job.attack.learned else job.attack.loaded(dataset.num_classes, dataset.image_shape)
-        return attack.placed(torch.empty(0, device=self._device, dtype=self._dtype)), job.read(attack.note, where)
+        return placed(attack.module, self._device, self._dtype), job.read(attack.note, where)
 
     def _kept(self, job: Job) -> tuple[nn.Module, Note] | None:
         """What the store holds; None where it holds nothing, or something damaged."""

@@ -83,10 +83,8 @@ class Job:
             raise InputError(
                 f"{where} does not say what it was learned on. Give what guard wrote: RUN/attacks/LABEL.safetensors"
             ) from error
-        bound = (
-            self.threat.norm if found.epsilon is not None else found.norm
-        )  # who knows no bound learned for all norms
-        wanted = self.attack.model_dump(mode="json") | {"goal": str(self.goal), "norm": bound}
+        norm = found.norm if found.epsilon is None else self.threat.norm  # without a bound it learned for all norms
+        wanted = self.attack.model_dump(mode="json") | {"goal": str(self.goal), "norm": norm}
         learned = found.attack | {"goal": found.goal, "norm": found.norm}
         for key in wanted.keys() - _HOW:
             if wanted[key] != learned.get(key):

@@ -1,6 +1,5 @@
 """Preparing: from a model source and a stack to the network that is attacked, trained where it must be."""
 
-import copy
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from guard.errors import ContractError, InputError, blamed
 from guard.evaluation.network import Network
 from guard.evaluation.store import Store
 from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.layers import Around
+from guard.layers import Around, placed
 from guard.progress import Progress
 from guard.source import Data, ModelSource
 from guard.stage import Stage
@@ -58,7 +57,7 @@ class Workshop:
     ) -> None:
         self._config, self._store, self._device, self._progress = config, store, device, progress
         self._no_train = no_train
-        self._dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self._dtype = config.dtype
         self._train_data: Data | None = None
         # by the identity of sources, members and modules, which live as long as the config and this workshop
         self._initial: dict[int, ImageModel] = {}
@@ -124,7 +123,7 @@ class Workshop:
                 model = self._trained(source, left, label if left.members else label_of(source))
             else:
                 model = built(source, self._config.dataset, self._config.seed[0])
-            self._bases[place] = self._placed(model)
+            self._bases[place] = placed(model, self._device, self._dtype)
         return self._bases[place]
 
     def _must_train(self, source: ModelSource, left: Stack) -> bool:
@@ -172,15 +171,6 @@ class Workshop:
             scratch = self._config.training.start == "scratch"
             self._initial[id(source)] = to_train(source, self._config.dataset, self._config.seed[0], scratch=scratch)
         return self._initial[id(source)]
-
-    def _placed(self, model: nn.Module) -> nn.Module:
-        """On the device and in the precision; a copy where it has to move, for a live model is left as it is."""
-        tensors = [*model.parameters(), *model.buffers()]
-        at_home = all(
-            tensor.device == self._device and (tensor.dtype == self._dtype or not tensor.is_floating_point())
-            for tensor in tensors
-        )
-        return model if at_home else copy.deepcopy(model).to(self._device, self._dtype)
 
     def _estimate(self, source: ModelSource, left: Stack, label: str) -> float:
         """About how long training takes; 0 where it fails, of which the training itself will tell."""

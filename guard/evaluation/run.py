@@ -26,6 +26,7 @@ from guard.evaluation.result import Results
 from guard.evaluation.rows import Ledger, Table
 from guard.evaluation.store import Arrays, Store
 from guard.keys import data_key, environment_key, key
+from guard.layers import placed
 from guard.learned import LearnedAttack
 from guard.progress import Progress
 from guard.registry import Registry
@@ -101,7 +102,7 @@ def fit(config: EvaluationConfig, progress: Progress, store: Store | None = None
         raise ContractError(planned.refused[1])
     attack = planned.trials[0].attack
     assert isinstance(attack, LearnedAttack)
-    return attack.fitted(attack.placed(torch.empty(0)), attack.note) if config.precision != "float64" else attack
+    return attack.fitted(placed(attack.module, torch.device("cpu"), config.dtype), attack.note)
 
 
 _PROBED = 16  # images of a shard that are asked about twice, to see whether the answer is the same
@@ -125,7 +126,7 @@ class _Computing:
         self._ledger, self._written = Ledger(), set[tuple[str, str]]()
         self._bench = Bench(
             device=device,
-            dtype=torch.float64 if config.precision == "float64" else torch.float32,
+            dtype=config.dtype,
             batch_size=config.batch_size and min(config.batch_size, SHARD),
             num_classes=config.dataset.num_classes,
             store=store,

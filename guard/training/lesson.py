@@ -54,7 +54,7 @@ class Attacking:
         """`victim` and `goal` are bound to all training images; `dtype` is the victim's."""
         self._attack, self._victim, self._goal, self._threat = attack, victim, goal, threat
         self._seed, self._dtype = seed, dtype
-        self._step: Step | None = None
+        self._now: tuple[Step, Victim, Goal] | None = None
 
     @property
     def memory(self) -> dict[str, Tensor]:
@@ -80,13 +80,13 @@ class Attacking:
         self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
     ) -> Tensor:
         """The attack's objective."""
-        assert self._step is not None
-        return self._attack.objective(self._step, self._victim[targets], self._goal[targets])
+        assert self._now is not None
+        return self._attack.objective(*self._now)
 
     def update(self, step: Step, proceed: Callable[[], Tensor]) -> Tensor:
         """The attack's."""
-        self._step = step
-        return self._attack.update(step, self._victim[step.targets], self._goal[step.targets], proceed)
+        self._now = step, self._victim[step.targets], self._goal[step.targets]
+        return self._attack.update(*self._now, proceed)
 
     def judge(self, module: nn.Module, held: Data) -> dict[str, float]:
         """The means of what the attack sees on held-out images."""

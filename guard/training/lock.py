@@ -12,14 +12,10 @@ from guard.training.fabric import first
 _NAME = ".lock"
 
 
-class Occupied(InputError):
-    """Another process trains in the folder."""
-
-
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder while a training runs in it; of several processes of one training the first does. The system
-    lets go of it when a process dies. Raises Occupied."""
+    lets go of it when a process dies. Raises InputError where another one trains there."""
     if not first():
         yield
         return
@@ -27,7 +23,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise Occupied(
+        raise InputError(
             f"another process is training in '{folder}'. Wait until it has ended, or give another folder (--out)"
         ) from error
     try:

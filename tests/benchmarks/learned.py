@@ -43,7 +43,7 @@ def uap(given: argparse.Namespace) -> None:
         rows.append([dataset, "random signs", *_fooled(net, images, plain, threat, _signs(images, epsilon)), "", ""])
         for by in ("gradient", "deepfool"):
             spec = {"name": "uap", "by": by, "images": 5000 if by == "gradient" else 1000}
-            attack, seconds = _fitted(spec, net, dataset, threat, given)
+            attack, seconds = _fitted(spec, net, dataset, threat)
             points = _crafted(attack, net, test, threat)
             passes = " ".join(f"{100 * epoch['figures']['fooled']:.1f}" for epoch in _note(attack)["epochs"])
             rows.append([dataset, by, *_fooled(net, images, plain, threat, points), passes, f"{seconds:.0f}"])
@@ -60,7 +60,7 @@ def advgan(given: argparse.Namespace) -> None:
         for goal in ("untargeted", *TARGETS):
             spec = {"name": "advgan", "loss": loss, "images": given.learn, "epochs": given.epochs}
             settings = {} if goal == "untargeted" else {"goal": {"targets": goal}}
-            attack, seconds = _fitted(spec, net, "mnist", threat, given, **settings)
+            attack, seconds = _fitted(spec, net, "mnist", threat, **settings)
             found.append(100 * _success(net, test, _crafted(attack, net, test, threat), goal))
             spent += seconds
             print(f"({loss} at {epsilon}, {goal}: {found[-1]:.1f})", flush=True)
@@ -84,7 +84,7 @@ def black_box(given: argparse.Namespace) -> None:
             epochs = given.epochs if how == "static" else given.epochs * (1 + rounds)  # as many updates
             spec = {"name": "advgan", "distillation": how, "images": asked, "epochs": epochs, "answers": given.answers}
             spec |= {"distil_epochs": 20, "rounds": rounds}
-            attack, seconds = _fitted(spec, net, "mnist", threat, given, seed=seed)
+            attack, seconds = _fitted(spec, net, "mnist", threat, seed=seed)
             substitute: Any = attack.module.substitute
             points = _crafted(attack, net, test, threat)
             broken[how].append(_broken(net, test, points)[right])
@@ -113,7 +113,7 @@ def atn(given: argparse.Namespace) -> None:
     for form in ("aae", "perturbation"):
         for beta in (0.01, 0.005, 0.001):
             spec = {"name": "atn", "beta": beta, "form": form, "images": given.learn}
-            attack, seconds = _fitted(spec, net, "mnist", threat, given, goal={"targets": 7})
+            attack, seconds = _fitted(spec, net, "mnist", threat, goal={"targets": 7})
             points = _crafted(attack, net, some, threat)
             order = _logits(net, points).argsort(1, descending=True)
             reached, second = order[:, 0] == 7, order[:, 1] == some.labels
@@ -138,7 +138,7 @@ def uniform(given: argparse.Namespace) -> None:
         some = test[:200] if name == "cw" else test
         attack = spec
         if name in ("advgan", "atn", "uap"):
-            attack, _ = _fitted(spec, net, "mnist", ball, given)
+            attack, _ = _fitted(spec, net, "mnist", ball)
         best, points = math.inf, some.floats()
         for _ in range(1 if name == "cw" else 3):
             start = time.perf_counter()
@@ -160,7 +160,7 @@ def _victims() -> Iterable[tuple[str, nn.Module, float]]:
 
 
 def _fitted(
-    spec: dict[str, Any], net: nn.Module, dataset: str, threat: ThreatModel, given: argparse.Namespace, **settings: Any
+    spec: dict[str, Any], net: nn.Module, dataset: str, threat: ThreatModel, **settings: Any
 ) -> tuple[LearnedAttack, float]:
     """The attack after it learned, and the seconds that took (also where it was kept from before)."""
     attack = guard.fit(spec, net, dataset, threat=threat, **settings)
