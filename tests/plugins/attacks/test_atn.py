@@ -76,7 +76,7 @@ def test_the_objective_is_the_papers(form: str, curved: nn.Module, images: Tenso
             wanted = curved(image[None])[0].softmax(0).detach()
             wanted[target] = 2 * wanted.max()
             wanted = wanted / wanted.sum()
-            apart = (curved(point[None])[0].softmax(0) - wanted).square().sum().sqrt()
+            apart = (curved(point[None])[0].softmax(0) - wanted).square().sum()
             distances.append((point - image).square().sum().sqrt())
             values.append(0.3 * distances[-1] + apart)
         by_hand = torch.stack(values).mean()
@@ -95,7 +95,7 @@ def test_it_reaches_the_target_and_keeps_the_class_before_in_second_place(form: 
     """On images that it did not learn on."""
     model, images, others = digits
     labels, before = model(images).argmax(1), model(others).argmax(1)
-    attack = Atn(form=form, beta=0.1, hidden=128, epochs=30, batch_size=32, lr=0.003)
+    attack = Atn(form=form, beta=0.01, hidden=128, epochs=30, batch_size=32, lr=0.003)
     attack = fit(attack, model, images, labels, LINF, goal={"targets": 3})
     points = attack.nearest(None, others, Goal(before), "linf", draws(200))  # type: ignore[attr-defined]
     assert points.min() >= 0
