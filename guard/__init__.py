@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from guard.errors import UnknownName as UnknownName
     from guard.goal import Goal as Goal
     from guard.hookspecs import hookimpl as hookimpl
+    from guard.layers import held as held
     from guard.learned import LearnedAttack as LearnedAttack
+    from guard.learned_defense import LearnedDefense as LearnedDefense
     from guard.loading import load as load
     from guard.losses import LOSSES as LOSSES
     from guard.losses import Loss as Loss
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
     from guard.threat import ThreatModel as ThreatModel
     from guard.victim import Access as Access
     from guard.victim import Victim as Victim
-    from guard.victim import held as held
 else:
     # module of each public name; under `not TYPE_CHECKING`, or a misspelt guard.Atack would type-check as Any
     _HOME = {
@@ -82,6 +83,7 @@ else:
         "IterativeAttack": "attack",
         "LOSSES": "losses",
         "LearnedAttack": "learned",
+        "LearnedDefense": "learned_defense",
         "Loss": "losses",
         "LossName": "losses",
         "Memory": "attack",
@@ -108,7 +110,7 @@ else:
         "dct2": "spectrum",
         "evaluate": "api",
         "fit": "api",
-        "held": "victim",
+        "held": "layers",
         "hookimpl": "hookspecs",
         "idct2": "spectrum",
         "load": "loading",
@@ -148,6 +150,7 @@ __all__ = [
     "InputError",
     "IterativeAttack",
     "LearnedAttack",
+    "LearnedDefense",
     "Loss",
     "LossName",
     "Memory",

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from guard.classifier import ImageModel, assemble, check_logits
 from guard.errors import GuardError, InputError, one_line
+from guard.layers import held
 from guard.rng import seeded
 from guard.source import Data, DatasetSource, ModelSource
-from guard.victim import held
 
 _CALIBRATION = 512
 

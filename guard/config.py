@@ -113,6 +113,10 @@ class EvaluationConfig(Config):
     search in bfloat16, and each success is confirmed in float32."""
     max_queries: PositiveInt | None = None
     """How often an attack may ask about one image; no limit where left out."""
+    eot: PositiveInt = 20
+    """Draws that an attack's gradients and logits are averaged over where the victim is randomized."""
+    scoring_draws: PositiveInt = 100
+    """Draws that each image is scored on where the victim is randomized; a fifth as many choose among candidates."""
     batch_size: PositiveInt | None = None
     """Images per forward, at most 256; chosen by the device and the size of the model's layers where left out."""
 

@@ -27,6 +27,24 @@ def placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     return model if at_home else copy.deepcopy(model).to(device, dtype)
 
 
+@contextmanager
+def held(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with frozen parameters, and put both back as they were."""
+    training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for module in training:
+        module.training = False
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
 Note = Callable[[str, nn.Module, object, object], None]
 
 

@@ -1,8 +1,8 @@
 """Victim: the only door from an attack to a model."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -48,7 +48,8 @@ class Victim:
         max_queries: int | None = None,
     ) -> None:
         """`rng` feeds randomized stages. `drop`: whether an attack may stop at an image that reached its goal.
-        `eot`: draws of a randomized stage that a gradient is averaged over. `search`: the same model, executed faster,
+        `eot`: draws of a randomized victim that gradients and
+        logits are averaged over; each is counted. `search`: the same model, executed faster,
         and `bf16`: with gradients in bfloat16; both answer while an attack searches, and `reached` confirms what they
         claim. `max_queries`: how many rows each image may be asked about; more is a ContractError. A confirmation would
         be a query too, so that the model itself then answers all of them."""
@@ -57,7 +58,7 @@ class Victim:
         self.drop = drop
         self._model, self._stages, self._access, self._rng = model, tuple(stages), access, rng
         self._search, self._bf16 = model if search is None else search, bf16
-        self._eot = eot if any(stage.randomized for stage in stages) else 1
+        self._eot = 1 if max_queries is not None else eot  # a query is one draw
         self._maps: tuple[tuple[Transform, Tensor], ...] = ()  # the newest first, each with the images it is bound to
         self._rows = torch.arange(len(images), device=images.device)
         self._blank = images.new_zeros((2, *images.shape[1:]))
@@ -114,10 +115,11 @@ class Victim:
         """Logits (k N, K) of points (k N, C, H, W), without a gradient."""
         self._require("logits")
         with torch.no_grad():
-            return self._forward(points)
+            (logits,) = self._mean(lambda: [self._forward(points)])
+        return logits
 
     def labels(self, points: Tensor) -> Tensor:
-        """Predicted classes, int64 (k N,)."""
+        """Predicted classes, int64 (k N,); of a randomized victim that of one draw."""
         self._require("labels")
         with torch.no_grad():
             return self._forward(points).argmax(1)
@@ -151,18 +153,17 @@ class Victim:
         called as `loss(logits, goal, features)` with a mapping from each layer's name to its answer.
         """
         self._require("gradients")
-        total: list[Tensor] = []
-        for _ in range(self._eot):
-            with torch.enable_grad():
-                leaf = points.detach().requires_grad_()
-                with torch.autocast(leaf.device.type, torch.bfloat16) if self._bf16 else nullcontext():
-                    logits, features = self._observed(leaf, layers)
-                logits = logits.to(leaf.dtype)
-                values = loss(logits, goal, features) if layers else loss(logits, goal)
-                gradient = self._backward(values, leaf)
-            parts = [gradient, values.detach(), logits.detach()]
-            total = [a + b for a, b in zip(total, parts, strict=True)] if total else parts
-        gradient, values, logits = (part / self._eot if self._eot > 1 else part for part in total)
+
+        def draw() -> Sequence[Tensor]:
+            leaf = points.detach().requires_grad_()
+            with torch.autocast(leaf.device.type, torch.bfloat16) if self._bf16 else nullcontext():
+                logits, features = self._observed(leaf, layers)
+            logits = logits.to(leaf.dtype)
+            values = loss(logits, goal, features) if layers else loss(logits, goal)
+            return self._backward(values, leaf), values.detach(), logits.detach()
+
+        with torch.enable_grad():
+            gradient, values, logits = self._mean(draw)
         return gradient, values, logits
 
     @property
@@ -191,14 +192,19 @@ class Victim:
         One forward and c backwards.
         """
         self._require("gradients")
-        with torch.enable_grad():
+
+        def draw() -> Sequence[Tensor]:
             leaf = points.detach().requires_grad_()
             logits = self._forward(leaf)
             chosen = logits.gather(1, classes)
             rows = []
             for column in range(classes.shape[1]):
                 rows.append(self._backward(chosen[:, column], leaf, keep=column + 1 < classes.shape[1]))
-        return torch.stack(rows, 1), logits.detach()
+            return torch.stack(rows, 1), logits.detach()
+
+        with torch.enable_grad():
+            jacobian, logits = self._mean(draw)
+        return jacobian, logits
 
     def through(self, transform: Transform, images: Tensor) -> "Victim":
         """The same door with every point x first mapped by a differentiable transform(x, images)."""
@@ -208,13 +214,21 @@ class Victim:
 
     @property
     def module(self) -> nn.Module:
-        """The victim as a module: counted and differentiable, for attacks that build their own graph."""
+        """The victim as a module: counted and differentiable, for attacks that build their own graph; each call of a
+        randomized victim is one draw."""
         self._require("gradients")
         return _Door(self)
 
     def _require(self, needed: Access) -> None:
         if ACCESS.index(needed) > ACCESS.index(self._access):
             raise ContractError(f"it declares access = '{self._access}' and asked the victim for {needed}")
+
+    def _mean(self, draw: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Of several draws where the victim draws."""
+        total = draw()
+        for _ in range(self._eot - 1):
+            total = [a + b for a, b in zip(total, draw(), strict=True)]
+        return [part / self._eot for part in total] if self._eot > 1 else total
 
     def _forward(self, points: Tensor, model: nn.Module | None = None) -> Tensor:
         draws = len(points) // max(len(self), 1)
@@ -275,21 +289,3 @@ class _Door(nn.Module):
         if points.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise ContractError(_BLIND)
         return logits
-
-
-@contextmanager
-def held(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode with frozen parameters, and put both back as they were."""
-    training = [module for module in model.modules() if module.training]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for module in training:
-        module.training = False
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in learning:
-            parameter.requires_grad_(True)

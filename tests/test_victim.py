@@ -204,11 +204,25 @@ def test_eot_is_the_mean_over_draws_and_counts_each(
     assert victim.counts.forwards.tolist() == victim.counts.backwards.tolist() == [5] * 8
 
 
-def test_eot_costs_nothing_where_nothing_is_randomized(
-    make_victim: Make, curved: nn.Module, images: Tensor, goal: Goal
+def test_eot_averages_logits_and_jacobians_too(
+    make_victim: Make, make_rng: Callable[..., Rng], curved: nn.Module, images: Tensor
 ) -> None:
-    victim = make_victim(curved, images, stages=[Round()], eot=20)
-    victim.gradient(images, goal)
+    single = make_victim(curved, images, stages=[Jitter()])
+    wanted = torch.stack([single.logits(images) for _ in range(5)]).mean(0)
+    victim = make_victim(curved, images, stages=[Jitter()], eot=5)
+    torch.testing.assert_close(victim.logits(images), wanted)
+    assert victim.counts.forwards.tolist() == [5] * 8
+    classes = torch.tensor([[0, 1]]).expand(8, 2)
+    single = make_victim(curved, images, stages=[Jitter()])
+    wanted = torch.stack([single.jacobian(images, classes)[0] for _ in range(5)]).mean(0)
+    victim = make_victim(curved, images, stages=[Jitter()], eot=5)
+    torch.testing.assert_close(victim.jacobian(images, classes)[0], wanted)
+    assert victim.counts.backwards.tolist() == [10] * 8
+
+
+def test_a_query_of_a_budget_is_one_draw(make_victim: Make, curved: nn.Module, images: Tensor) -> None:
+    victim = make_victim(curved, images, stages=[Jitter()], eot=5, max_queries=3)
+    victim.logits(images)
     assert victim.counts.forwards.tolist() == [1] * 8
 
 

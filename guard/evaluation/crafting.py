@@ -12,9 +12,10 @@ from guard.errors import ContractError, GuardError, InputError, NotApplicable, b
 from guard.evaluation.memory import halving
 from guard.evaluation.network import ATTACK, DEFENSE, Network, full_precision, opaque
 from guard.goal import Goal
+from guard.layers import held
 from guard.rng import Rng, seeded
 from guard.threat import ThreatModel, amount
-from guard.victim import ACCESS, Access, Victim, held
+from guard.victim import ACCESS, Access, Victim
 
 _HINT = "End perturb() with threat.project(adversarial, images)."
 
@@ -101,6 +102,7 @@ def craft(
     who: str,
     bf16: bool = False,
     max_queries: int | None = None,
+    eot: int = 1,
 ) -> Crafted:
     """Let an attack perturb one batch; `index` int64 (N,) are the images' positions in their split.
 
@@ -120,6 +122,7 @@ def craft(
                 stages=network.stages,
                 access=attack.access,
                 drop=drop,
+                eot=eot,
                 search=network.search(batch) if max_queries is None else None,
                 bf16=bf16 and attack.bf16,
                 max_queries=max_queries,

@@ -22,7 +22,7 @@ from guard.evaluation.result import Fit
 from guard.evaluation.store import Store
 from guard.goal import Goal
 from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.layers import placed
+from guard.layers import held, placed
 from guard.learned import LearnedAttack
 from guard.progress import Progress
 from guard.recipe import Training
@@ -32,7 +32,7 @@ from guard.training.fabric import fabric
 from guard.training.lesson import Attacking
 from guard.training.loop import estimate, train
 from guard.training.validation import hold_out
-from guard.victim import Victim, held
+from guard.victim import Victim
 from guard.weights import load_weights, read_note, save_tensors
 
 
@@ -80,7 +80,11 @@ class Fitting:
             if job.refusal:
                 raise NotApplicable(job.refusal)
             try:
-                module, note = self._given(job) or self._kept(job) or self._learn(job)
+                given = self._given(job)
+                if given is None:
+                    with self._store.alone(self._path(job), self._progress.say):
+                        given = self._kept(job) or self._learn(job)
+                module, note = given
             except ContractError as error:
                 self._done[job.place] = error
                 raise

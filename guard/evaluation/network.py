@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guard.errors import blamed
+from guard.errors import ContractError, blamed
 from guard.evaluation.memory import halving
 from guard.execution import batch_size, faster
+from guard.layers import held
 from guard.rng import Rng, seeded
 from guard.stage import Stage, bridged
-from guard.victim import Access, held
+from guard.victim import Access
 
-ATTACK, DEFENSE, SCORING, TARGETS, OPAQUE = range(5)  # streams: none may see another's draws
+ATTACK, DEFENSE, SCORING, TARGETS, OPAQUE, CHOOSING = range(6)  # streams: none may see another's draws
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Network:
     access: Access = "gradients"
     key: str | None = None
     """Of its content; None where it cannot be hashed, and then nothing about it is kept."""
+    opaque: bool = False
+    """Whether something in it draws from torch's own generators."""
     _twin: list[nn.Module] = field(default_factory=list, compare=False, repr=False)
     _batch: list[int] = field(default_factory=list, compare=False, repr=False)
 
@@ -47,13 +50,14 @@ class Network:
 
     @property
     def randomized(self) -> bool:
-        """Whether a stage draws."""
-        return any(stage.randomized for stage in self.stages)
+        """Whether its answers are drawn."""
+        return self.opaque or any(stage.randomized for stage in self.stages)
 
-    def logits(self, images: Tensor, rng: Rng) -> Tensor:
+    def logits(self, images: Tensor, rng: Rng, seed: int = 0) -> Tensor:
         """What it answers: a fresh forward in eval mode without gradients, in full precision.
 
-        Raises ContractError where it crashes.
+        `seed`: another one gives other draws to what draws from torch's own generators. Raises ContractError where it
+        crashes.
         """
 
         def forward(rows: Tensor) -> Tensor:
@@ -63,12 +67,22 @@ class Network:
                 held(self.model),
                 torch.no_grad(),
                 full_precision(images.device),
-                seeded(opaque(draws), images.device),
+                seeded(opaque(draws) + seed, images.device),
             ):
                 logits: Tensor = self.model(bridged(self.stages, some, draws))
             return logits
 
         return torch.cat(halving(forward, torch.arange(len(images), device=images.device)))
+
+
+def opaque_draws(network: Network, images: Tensor) -> bool:
+    """Whether the answers depend on torch's own generators; not where it crashes, which scoring will tell."""
+    index, shape = torch.arange(len(images), device=images.device), tuple(images.shape[1:])
+    try:
+        first, again = (network.logits(images, Rng(0, index, shape), seed) for seed in (0, 1))
+    except ContractError:
+        return False
+    return not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def opaque(rng: Rng) -> int:

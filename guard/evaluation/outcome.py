@@ -1,7 +1,7 @@
 """Outcomes: what became of each image of a shard under one trial."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +12,11 @@ from torch import Tensor
 from guard.attack import MinimalAttack, within
 from guard.config import GoalSetting, Targets
 from guard.errors import ContractError, InputError
+from guard.evaluation.answer import SELECTION, Answer, shares
 from guard.evaluation.crafting import craft
+from guard.evaluation.grid import to_8bit
 from guard.evaluation.nearest import Nearest
-from guard.evaluation.network import SCORING, TARGETS, Network
+from guard.evaluation.network import CHOOSING, SCORING, TARGETS, Network
 from guard.evaluation.plan import Trial
 from guard.evaluation.store import Arrays, Store
 from guard.goal import Goal, correct
@@ -22,7 +24,6 @@ from guard.keys import data_key
 from guard.rng import Rng
 from guard.source import Data
 from guard.spectrum import low_frequency_energy
-from guard.threat import ThreatModel
 
 PICTURES = 8
 """Adversarial images of a shard that are kept for the report."""
@@ -32,6 +33,9 @@ PART = "part of the attack: "
 """Begins the name of the array int64 (N, 4) of a part: forwards, backwards, whether it broke the image, was tried."""
 WIDTH = 4
 """Of such an array."""
+
+_SELECTING = 5
+"""Of so many scoring draws there is one more by which the attacker chooses among candidates."""
 
 _EITHER = ("correct", "reached", "distance", "low_frequency_energy", "correct_8bit", "target", "prediction")
 
@@ -84,27 +88,35 @@ class Bench:
     """What several trials can share, by `Trial.crafting`: points crafted for another victim than the one they are
     scored on, and nearest points, which answer every epsilon. To be cleared before the next shard."""
 
-    def clean(self, network: Network, shard: Data, seed: int = 0) -> Tensor:
-        """The network's logits of the clean images, float64 on the CPU. Raises ContractError."""
-        images, _, index = self._placed(shard)
-        return self._logits(network, images, index, seed).double().cpu()
+    def clean(self, network: Network, shard: Data, draws: int) -> Arrays:
+        """How the network answers the clean images: its logits, float64 (of its first draw), and `correct`: where it
+        draws, the share of the draws, and that on selection draws. Raises ContractError."""
+        images, labels, index = self._placed(shard)
+        logits = self._logits(network, images, index, 0)
+        arrays = {"logits": logits.double().cpu().numpy(), "correct": correct(logits, labels).cpu().numpy()}
+        if draws > 1 and logits.isfinite().all():
+            scored, chosen = self._answers(network, images, Goal(labels), index, 0, draws, "the clean images")
+            arrays |= {"correct": scored.correct.cpu().numpy(), "correct" + SELECTION: chosen.correct.cpu().numpy()}
+        return arrays
 
     def outcome(
         self,
         trial: Trial,
         shard: Data,
-        clean: Tensor,
+        clean: Arrays,
         who: str,
         advance: Callable[[int], None],
         before: tuple[str, Arrays] | None = None,
     ) -> Arrays:
-        """Attack and score the images of a shard; `clean` are the victim's logits of the clean images.
+        """Attack and score the images of a shard; `clean` is how the victim answers the clean ones.
 
         Arrays with one row per image: correct (predicted as its label), reached (the goal), distance,
         low_frequency_energy (NaN where the image was not moved), correct_8bit (rounded to 8 bits where the shard is on
         that grid), forwards, backwards, target (-1 for none), prediction, undecided (the attack stopped although the
         image might still fall), one for each part of a cascade (see `PART`), and, of a minimum-distance attack,
-        nearest: the distance of the nearest point that reached the goal, in whichever ball, inf where none did. And
+        nearest: the distance of the nearest point that reached the goal, in whichever ball, inf where none did. Of a
+        victim that draws, correct and reached are shares of fresh draws, and stand beside those on the selection draws
+        by which the attacker chose; the clean image counts where it does the victim more harm. And
         `adversarial`, of all images or of a few, and `seconds`. Costs and seconds are those of the whole answer, also
         where another trial paid for it. `advance` is told of images that were attacked. `before` names an attack that
         went first, with its outcome: only what it left is attacked, and the rest stays as it is there. Raises
@@ -112,34 +124,37 @@ class Bench:
         """
         started = time.perf_counter()
         images, labels, index = self._placed(shard)
-        targets = targets_for(trial.goal, clean.to(self.device), labels, index, trial.seed, self.num_classes)
+        logits = torch.from_numpy(clean["logits"]).to(self.device)
+        targets = targets_for(trial.goal, logits, labels, index, trial.seed, self.num_classes)
         goal = Goal(labels, targets)
         wanted = torch.ones_like(labels, dtype=torch.bool) if targets is None else targets != labels
         if trial.drop:  # a clean error is an error already
-            wanted &= correct(clean, shard.labels).to(self.device)
+            wanted &= correct(logits, labels)
         if before is not None:
             wanted &= ~torch.from_numpy(before[1]["reached"]).to(self.device)
         made, earlier = self._made(trial, shard, goal, wanted, who, advance)
         adversarial, values = made.points, dict(made.parts)
         if isinstance(trial.attack, MinimalAttack):
-            reached = goal.reached(self._scored(trial, adversarial, index, who))
-            values["nearest"] = trial.threat.distance(adversarial, images).masked_fill(~reached, float("inf"))
+            _, chosen = self._scored(trial, adversarial, goal, index, who)
+            missed = chosen.reached <= 0.5
+            values["nearest"] = trial.threat.distance(adversarial, images).masked_fill(missed, float("inf"))
             adversarial = within(trial.threat, adversarial, images)
-        logits = self._scored(trial, adversarial, index, who)
-        logits_8bit = logits
+        scored, chosen = self._scored(trial, adversarial, goal, index, who)
+        rounded, rounded_chosen = scored, chosen
         if shard.on_grid:
-            logits_8bit = self._scored(trial, to_8bit(adversarial, images, trial.threat), index, who)
+            grid = to_8bit(adversarial, images, trial.threat)
+            rounded, rounded_chosen = self._scored(trial, grid, goal, index, who)
+        values |= shares(trial.scoring_draws, "correct", scored.correct, chosen.correct, clean)
+        values |= shares(trial.scoring_draws, "correct_8bit", rounded.correct, rounded_chosen.correct, clean)
+        values |= shares(trial.scoring_draws, "reached", scored.reached, chosen.reached)
         values |= {
-            "correct": correct(logits, labels),
-            "reached": goal.reached(logits),
             "distance": trial.threat.distance(adversarial, images),
             "low_frequency_energy": low_frequency_energy(adversarial.double() - images),
-            "correct_8bit": correct(logits_8bit, labels),
             "forwards": made.forwards,
             "backwards": made.backwards,
-            "undecided": made.undecided & correct(logits, labels),
+            "undecided": made.undecided & (scored.correct > 0.5),
             "target": torch.full_like(labels, -1) if targets is None else targets,
-            "prediction": logits.argmax(1),
+            "prediction": scored.prediction,
             "adversarial": adversarial.float() if self.keep_images else adversarial[:PICTURES].float().clone(),
             "seconds": torch.tensor(time.perf_counter() - started + earlier),
         }
@@ -184,6 +199,7 @@ class Bench:
                 who=who,
                 bf16=self.bf16,
                 max_queries=self.max_queries,
+                eot=trial.eot,
             )
             points[some], forwards[some], backwards[some] = batch.adversarial, batch.forwards, batch.backwards
             undecided[some] = batch.undecided
@@ -193,16 +209,36 @@ class Bench:
             advance(len(some))
         return Made(points, forwards, backwards, undecided, parts, time.perf_counter() - started)
 
-    def _scored(self, trial: Trial, images: Tensor, index: Tensor, who: str) -> Tensor:
-        logits = self._logits(trial.scored_on, images, index, trial.seed)
-        if not logits.isfinite().all():
-            raise ContractError(f"the victim of {who} returns NaN or infinity on adversarial images")
-        return logits
+    def _scored(self, trial: Trial, images: Tensor, goal: Goal, index: Tensor, who: str) -> tuple[Answer, Answer]:
+        what = f"the adversarial images of {who}"
+        return self._answers(trial.scored_on, images, goal, index, trial.seed, trial.scoring_draws, what)
 
-    def _logits(self, network: Network, images: Tensor, index: Tensor, seed: int) -> Tensor:
-        shape = tuple(images.shape[1:])
-        rows = self._batches(network, torch.arange(len(images), device=self.device), images)
-        return torch.cat([network.logits(images[part], Rng(seed, index[part], shape, SCORING)) for part in rows])
+    def _answers(
+        self, network: Network, images: Tensor, goal: Goal, index: Tensor, seed: int, draws: int, what: str
+    ) -> tuple[Answer, Answer]:
+        """On scoring draws, and on selection draws; the same where there is but one."""
+
+        def drawn(count: int, seed: int, stream: int) -> Iterator[Tensor]:
+            for draw in range(count):
+                logits = self._logits(network, images, index, seed, stream, draw if draws > 1 else None)
+                if not logits.isfinite().all():
+                    raise ContractError(f"the victim returns NaN or infinity on {what}")
+                yield logits
+
+        scored = Answer.of(drawn(draws, seed, SCORING), goal)
+        if draws == 1:
+            return scored, scored
+        # whatever the seed, the same draws for all candidates: of unlike ones chance would choose, to the victim's good
+        return scored, Answer.of(drawn(max(draws // _SELECTING, 1), 0, CHOOSING), goal)
+
+    def _logits(
+        self, network: Network, images: Tensor, index: Tensor, seed: int, stream: int = SCORING, draw: int | None = None
+    ) -> Tensor:
+        shape, answers = tuple(images.shape[1:]), []
+        for part in self._batches(network, torch.arange(len(images), device=self.device), images):
+            rng = Rng(seed, index[part], shape, stream)
+            answers.append(network.logits(images[part], rng if draw is None else rng.fold(draw)))
+        return torch.cat(answers)
 
     def _batches(self, network: Network, rows: Tensor, images: Tensor) -> Sequence[Tensor]:
         """The rows, as many at a time as the network gets; none of no rows."""
@@ -246,21 +282,3 @@ def check_target(goal: GoalSetting, num_classes: int) -> None:
     """Raise InputError where a goal names a class that there is not."""
     if isinstance(goal, Targets) and isinstance(goal.targets, int) and goal.targets >= num_classes:
         raise InputError(f"goal: target {goal.targets} is no class; the data set has classes 0 to {num_classes - 1}")
-
-
-def to_8bit(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
-    """Each value rounded to the nearest multiple of 1/255 inside the ball and the range.
-
-    For linf that is exact. For l2 and l1 an image whose rounding leaves the ball is rounded towards the clean image,
-    which lies on the grid, so that it cannot leave.
-    """
-    grid = (adversarial.double() * 255).round()
-    if threat.norm == "linf":
-        clean, reach = images.double() * 255, threat.epsilon * 255
-        grid = grid.maximum((clean - reach - 1e-4).ceil()).minimum((clean + reach + 1e-4).floor())
-        return (grid.clamp(0, 255) / 255).to(images.dtype)
-    rounded = (grid / 255).to(images.dtype)
-    inwards = torch.where(adversarial > images, (adversarial * 255).floor(), (adversarial * 255).ceil()) / 255
-    inwards = torch.where(adversarial > images, inwards.maximum(images), inwards.minimum(images)).to(images.dtype)
-    inside = threat.contains(rounded, images).view(-1, 1, 1, 1)
-    return torch.where(inside, rounded, inwards)

@@ -56,6 +56,10 @@ class Trial:
     """Whether the attack may stop at an image that reached its goal."""
     environment: str
     max_queries: int | None = None
+    eot: int = 1
+    """Draws that the attack's gradients are averaged over."""
+    scoring_draws: int = 1
+    """Draws that each image is scored on."""
 
     @cached_property
     def after(self) -> "Trial | None":
@@ -106,7 +110,18 @@ class Trial:
         goal = self.goal if isinstance(self.goal, str) else self.goal.model_dump_json()
         ball, networks = threat.model_dump_json(), (self.crafted_on.key, self.scored_on.key)
         try:
-            return key(component_key(self.attack), *networks, goal, ball, self.seed, self.drop, self.environment, *what)
+            return key(
+                component_key(self.attack),
+                *networks,
+                goal,
+                ball,
+                self.seed,
+                self.drop,
+                self.environment,
+                self.eot,
+                self.scoring_draws,
+                *what,
+            )
         except UnkeyableError:
             return None
 
@@ -182,7 +197,7 @@ def trials(
     victim: Network,
     attacks: Sequence[tuple[Way, Attack]],
     environment: str,
-    max_queries: int | None = None,
+    config: EvaluationConfig,
 ) -> tuple[Trial, ...]:
     """A trial for each way, with the attack as it is there: one that learns has learned."""
     return tuple(
@@ -196,7 +211,9 @@ def trials(
             cell.seed,
             drop=way.name in _DROPPING and not victim.randomized and not isinstance(attack, LearnedAttack),
             environment=environment,
-            max_queries=max_queries,
+            max_queries=config.max_queries,
+            eot=config.eot if way.network.randomized else 1,
+            scoring_draws=config.scoring_draws if victim.randomized else 1,
         )
         for way, attack in attacks
     )

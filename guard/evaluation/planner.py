@@ -79,11 +79,16 @@ class Planner:
         except (NotApplicable, ContractError) as error:
             return Planned(ready.cell, refused=_refused(error))
         attacks = [ready.cell.attack if fit is None else fit[0] for fit in found]
-        limits = self._environment, self._config.max_queries
         return Planned(
             ready.cell,
             ready.victim,
-            trials(ready.cell, ready.victim, list(zip(ready.ways, attacks, strict=True)), *limits),
+            trials(
+                ready.cell,
+                ready.victim,
+                list(zip(ready.ways, attacks, strict=True)),
+                self._environment,
+                self._config,
+            ),
             fits=tuple(fit[1] for fit in found if fit is not None),
         )
 

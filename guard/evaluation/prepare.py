@@ -2,8 +2,9 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -13,24 +14,30 @@ from torch import Tensor, nn
 from guard.building import built, calibrating, copied, given, label_of, to_train
 from guard.classifier import ImageModel
 from guard.config import EvaluationConfig
-from guard.defense import Stack
+from guard.defense import Defense, Stack
 from guard.environment import libraries
 from guard.errors import ContractError, InputError, blamed
-from guard.evaluation.network import Network
+from guard.evaluation.network import Network, opaque_draws
+from guard.evaluation.stages import Stages
 from guard.evaluation.store import Store
 from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.layers import Around, placed
+from guard.layers import Around, held, placed
+from guard.learned_defense import LearnedDefense
 from guard.progress import Progress
 from guard.source import Data, ModelSource
 from guard.stage import Stage
 from guard.training.behind import behind
 from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
-from guard.victim import Access, held
+from guard.victim import Access
 from guard.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+PROBED = 4
+"""Images on which it is seen whether a network draws."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,12 @@ class Workshop:
         store: Store,
         device: torch.device,
         progress: Progress,
+        probe: Data,
         no_train: bool,
     ) -> None:
+        """`probe`: a few images, on which it is seen whether a network draws from torch's own generators."""
         self._config, self._store, self._device, self._progress = config, store, device, progress
-        self._no_train = no_train
+        self._probe, self._no_train = probe, no_train
         self._dtype = config.dtype
         self._train_data: Data | None = None
         # by the identity of sources, members and modules, which live as long as the config and this workshop
@@ -64,6 +73,7 @@ class Workshop:
         self._recipes: dict[tuple[int, ...], str] = {}
         self._bases: dict[tuple[int, ...], nn.Module] = {}
         self._networks: dict[tuple[int, ...], Network] = {}
+        self._stages = Stages(config, store, device, progress, self.training_data, no_train)
 
     def announce(self, wanted: Iterable[tuple[ModelSource, Stack, str]]) -> None:
         """Say what must be trained and about how long it takes. Raises InputError where that is forbidden."""
@@ -89,6 +99,12 @@ class Workshop:
         Raises InputError where it must be trained and may not or cannot, ContractError where the defense fails at it.
         """
         left, right = stack.split()
+        early = [member.name for member in left.members if isinstance(member, LearnedDefense) and not member.learned]
+        if early:
+            raise InputError(
+                f"defense '{early[0]}' learns in front of a trained network, and stands left of "
+                f"'{left.members[-1].name}', which trains it. Write it to the right"
+            )
         base = self._base(source, left, label)
         access: Access = getattr(base, "access", "gradients")
         model, relaxed = base, None
@@ -97,12 +113,17 @@ class Workshop:
                 with held(base):
                     model = right.modify(copied(base, label), self._calibration(right).to(self._dtype))
                 model = model.to(self._device, self._dtype)
+        stages: tuple[Defense, ...] = stack.stages
+        if any(isinstance(stage, LearnedDefense) for stage in stages):
+            bare = self._network(model, (), access)
+            stages = tuple(self._stages.ready(stage, bare, label) for stage in stages)
+        with blamed(f"defense '{stack.label}'"):
             if any(member.overrides("relax") for member in stack.members):
                 stand_in = Relaxed(model, stack.relax(copied(model, label)))
-                relaxed = self._network(stand_in, stack.stages, access)
+                relaxed = self._network(stand_in, stages, access)
         changed = bool(stack.stages) or model is not base
         oblivious = self._network(base, (), access) if changed else None
-        return Defended(self._network(model, stack.stages, access), relaxed, oblivious)
+        return Defended(self._network(model, stages, access), relaxed, oblivious)
 
     def _network(self, model: nn.Module, stages: Sequence[Stage], access: Access) -> Network:
         place = (id(model), *map(id, stages))
@@ -112,7 +133,9 @@ class Workshop:
                     content: str | None = key(model, [component_key(stage) for stage in stages])  # type: ignore[arg-type]
             except UnkeyableError:
                 content = None
-            self._networks[place] = Network(model, tuple(stages), access, content)
+            network = Network(model, tuple(stages), access, content)
+            draws = opaque_draws(network, self._probe.floats().to(self._device, self._dtype))
+            self._networks[place] = replace(network, opaque=draws)
         return self._networks[place]
 
     def _base(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
@@ -131,14 +154,23 @@ class Workshop:
 
     def _trained(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
         path = self._store.weights(self._recipe(source, left))
+        with self._store.alone(path, self._progress.say):
+            return self._kept(source, left, path) or self._train(source, left, path, label)
+
+    def _kept(self, source: ModelSource, left: Stack, path: Path) -> nn.Module | None:
+        """What the store holds; None where it holds nothing, or something damaged."""
+        if not path.exists():
+            return None
         model = self._untrained(source, left)
-        if path.exists():
-            try:
-                load_weights(model, path)
-                return model
-            except InputError:  # damaged, by a full disk say: as good as missing
-                path.unlink(missing_ok=True)
-                model = self._untrained(source, left)
+        try:
+            load_weights(model, path)
+            return model
+        except InputError:  # by a full disk, say
+            path.unlink(missing_ok=True)
+            return None
+
+    def _train(self, source: ModelSource, left: Stack, path: Path, label: str) -> nn.Module:
+        model = self._untrained(source, left)
         with blamed(f"training {label}"):
             course = train(
                 behind(left.stages, model),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,10 +17,9 @@ from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
 from guard.evaluation.result import Cell, Pictures, Status, WorstCase
-from guard.evaluation.statistics import wilson
+from guard.evaluation.statistics import interval
 from guard.evaluation.store import Arrays, write_arrays
-from guard.evaluation.summary import Flags, Scored, best, candidate, figures, joined, minimal, parts, worst_cases
-from guard.goal import correct
+from guard.evaluation.summary import Scored, Shares, best, candidate, figures, joined, minimal, parts, worst_cases
 from guard.keys import key
 from guard.learned import LearnedAttack
 from guard.source import Data, DatasetSource
@@ -37,10 +35,8 @@ class Ledger:
     """Why a trial or a network broke its contract."""
     outcomes: dict[int, list[Arrays]] = field(default_factory=dict)
     """Of each trial, shard by shard."""
-    clean: dict[int, list[Tensor]] = field(default_factory=dict)
-    """Logits of the clean images of each network, shard by shard."""
-    unsteady: set[int] = field(default_factory=set)
-    """Networks that answer the same images differently from call to call."""
+    clean: dict[int, list[Arrays]] = field(default_factory=dict)
+    """How each network answers the clean images, shard by shard."""
     shards: list[str] = field(default_factory=list)
     """The key of each shard of images."""
     computed: int = 0
@@ -84,7 +80,7 @@ class Table:
                 clean=first.floats().numpy(),
                 adversarial=item.outcome["adversarial"][: len(first)],
                 labels=named(first.labels),
-                clean_predictions=named(ledger.clean[id(planned.victim)][0].argmax(1)),
+                clean_predictions=named(ledger.clean[id(planned.victim)][0]["logits"].argmax(1)),
                 predictions=named(item.outcome["prediction"]),
                 learned=_perturbation(planned.trials[0].attack, item.cell.label),
             )
@@ -160,15 +156,13 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     broken = [ledger.failed[at] for at in (id(item.victim), *map(id, item.trials)) if at in ledger.failed]
     if broken:
         return Scored(Cell(**shared, status="INVALID", reason=broken[0]))
-    logits = torch.cat(ledger.clean[id(item.victim)])
-    clean = correct(logits, data.labels).numpy()
+    answers = ledger.clean[id(item.victim)]
+    logits, clean = (np.concatenate([answer[name] for answer in answers]) for name in ("logits", "correct"))
     outcomes = [joined(ledger.outcomes[id(way)]) for way in item.trials]
     status, reason = suspicion(item.victim, logits, clean, config.dataset)
-    if status == "VALID" and (item.victim.randomized or id(item.victim) in ledger.unsteady):
-        status, reason = "SUSPECT", "the defense is randomized, and each image was scored on one draw only"
     outcome, labels = best(outcomes), data.labels.numpy()
     epsilons = [threat.epsilon for threat in config.threat if threat.norm == cell.threat.norm]
-    undecided = int((outcome["undecided"] & clean).sum())
+    undecided = int((outcome["undecided"] & (clean > 0.5)).sum())
     row = Cell(
         **shared | figures(outcome, clean, labels, on_grid) | minimal(outcome, clean, labels, epsilons),
         status=status,
@@ -179,17 +173,21 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
         fit_forwards=sum(fit.forwards for fit in item.fits),
         fit_backwards=sum(fit.backwards for fit in item.fits),
         undecided=undecided if cell.attack.estimate or undecided else None,
+        eot=max(trial.eot for trial in item.trials),
+        scoring_draws=max(trial.scoring_draws for trial in item.trials),
     )
     return Scored(row, outcome, clean)
 
 
-def suspicion(network: Network, logits: Tensor, clean: Flags, dataset: DatasetSource) -> tuple[Status, str]:
+def suspicion(
+    network: Network, logits: NDArray[np.float64], clean: Shares, dataset: DatasetSource
+) -> tuple[Status, str]:
     """SUSPECT with the first reason that holds, or VALID."""
     sums = logits.sum(1)
-    if network.access != "labels" and logits.min() >= 0 and logits.max() <= 1 and (sums - 1).abs().max() < 1e-4:
+    if network.access != "labels" and logits.min() >= 0 and logits.max() <= 1 and abs(sums - 1).max() < 1e-4:
         return "SUSPECT", 'the model\'s outputs look like probabilities. Give outputs="probabilities"'
     chance = 1 / dataset.num_classes
-    at_chance = wilson(int(clean.sum()), len(clean))[0] <= chance
+    at_chance = interval(clean)[0] <= chance
     if at_chance or clean.mean() < _LOW:
         above = f"not clearly above chance ({chance:.1%})" if at_chance else f"below {_LOW:.0%}"
         text = f"clean accuracy {clean.mean():.1%} on {len(clean)} images is {above}"

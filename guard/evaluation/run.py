@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from guard.building import framed, label_of
 from guard.component import Component
@@ -21,7 +20,7 @@ from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES, Bench
 from guard.evaluation.plan import Planned, PlannedCell, Trial, name_of
 from guard.evaluation.planner import Planner
-from guard.evaluation.prepare import Workshop
+from guard.evaluation.prepare import PROBED, Workshop
 from guard.evaluation.result import Results
 from guard.evaluation.rows import Ledger, Table
 from guard.evaluation.store import Arrays, Store
@@ -58,7 +57,7 @@ def run(
     config = config.model_copy(update={"dataset": framed(config.dataset, config.sources)})
     data = load_images(config.dataset, config.limit, config.seed[0])
     limits = environment if config.max_queries is None else key(environment, config.max_queries)
-    workshop = Workshop(config, store, device, progress, no_train)
+    workshop = Workshop(config, store, device, progress, data[:PROBED].loaded(), no_train)
     fitting = Fitting(config, store, device, progress, workshop, data, no_train=no_train)
     planned = Planner(config, workshop, fitting, limits).plan()
     computing = _Computing(config, registry, progress, store, device, environment, keep_images)
@@ -94,18 +93,15 @@ def fit(config: EvaluationConfig, progress: Progress, store: Store | None = None
         if len(getattr(config, name)) != 1:
             raise InputError(f"an attack learns for one {name} at a time. Give one")
     config = config.model_copy(update={"dataset": framed(config.dataset, config.sources)})
-    workshop = Workshop(config, store, device, progress, no_train=False)
-    none = config.dataset.load("train")[:0]
-    fitting = Fitting(config, store, device, progress, workshop, none, no_train=False)
+    train = config.dataset.load("train")
+    workshop = Workshop(config, store, device, progress, train[:PROBED].loaded(), no_train=False)
+    fitting = Fitting(config, store, device, progress, workshop, train[:0], no_train=False)
     (planned,) = Planner(config, workshop, fitting, environment_key(device, config.precision)).plan()
     if planned.refused is not None:
         raise ContractError(planned.refused[1])
     attack = planned.trials[0].attack
     assert isinstance(attack, LearnedAttack)
     return attack.fitted(placed(attack.module, torch.device("cpu"), config.dtype), attack.note)
-
-
-_PROBED = 16  # images of a shard that are asked about twice, to see whether the answer is the same
 
 
 class _Computing:
@@ -122,7 +118,7 @@ class _Computing:
         keep_images: bool,
     ) -> None:
         self._registry, self._progress, self._store = registry, progress, store
-        self._environment, self._keep = environment, keep_images
+        self._environment, self._keep, self._scoring_draws = environment, keep_images, config.scoring_draws
         self._ledger, self._written = Ledger(), set[tuple[str, str]]()
         self._bench = Bench(
             device=device,
@@ -178,24 +174,19 @@ class _Computing:
                         self._ledger.outcomes.setdefault(id(way), []).append(outcome)
                 advance(left)
 
-    def _clean(self, network: Network, shard: Data, name: str) -> Tensor:
-        """The logits of the clean images. Raises ContractError where they are not finite."""
-        where = network.key and key("clean", network.key, self._environment)
+    def _clean(self, network: Network, shard: Data, name: str) -> Arrays:
+        """How the network answers the clean images. Raises ContractError where it does so with NaN or infinity."""
+        draws = self._scoring_draws if network.randomized else 1
+        where = network.key and key("clean", network.key, self._environment, draws)
         kept = self._store.read(where, name) if where else None
         if kept is None:
-            some = shard[:_PROBED]
-            first, again = (self._bench.clean(network, some, seed) for seed in (0, 1))
-            steady = torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True)
-            kept = {"logits": self._bench.clean(network, shard).numpy(), "steady": np.array(steady)}
+            kept = self._bench.clean(network, shard, draws)
             if where:
                 self._store.write(where, name, kept)
-        if not kept["steady"]:
-            self._ledger.unsteady.add(id(network))
-        logits = torch.from_numpy(kept["logits"])
-        broken = int((~logits.isfinite().all(1)).sum())
+        broken = int((~np.isfinite(kept["logits"]).all(1)).sum())
         if broken:
             raise ContractError(f"the model returns NaN or infinity for {broken} of {len(shard)} clean images")
-        return logits
+        return kept
 
     def _outcome(self, cell: PlannedCell, way: Trial, shard: Data, name: str, advance: Callable[[int], None]) -> Arrays:
         kept = self._store.read(way.key, name) if way.key else None

@@ -2,11 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import platformdirs
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from guard.errors import InputError
@@ -52,6 +55,24 @@ class Store:
         path = self.root / "weights" / f"{key}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @contextmanager
+    def alone(self, path: Path, say: Callable[[str], None]) -> Iterator[None]:
+        """Make what belongs at this path while no other process does; waits for one that does, and says so."""
+        locks = (
+            self.root / "locks"
+        )  # which stay: whoever had opened one would otherwise hold another than who comes next
+        locks.mkdir(exist_ok=True)
+        lock = FileLock(locks / path.stem)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"waiting for another process, which is learning the same ({path.stem})")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _shard(self, key: str, shard: str) -> Path:
         return self.root / "shards" / key[:2] / key / f"{shard}.npz"

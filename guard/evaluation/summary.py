@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.evaluation.answer import SELECTION
 from guard.evaluation.outcome import PART, WIDTH
 from guard.evaluation.result import Candidate, Cell, PartRow, Status, WorstCase
-from guard.evaluation.statistics import wilson
+from guard.evaluation.statistics import interval
 from guard.evaluation.store import Arrays
 
 Flags = NDArray[np.bool_]
+Shares = NDArray[np.bool_] | NDArray[np.float64]
+"""Of each image whether, or on which share of a randomized victim's draws, something holds."""
 
 _QUANTILES = 21  # points of a curve
 _ROUNDED = 1 + 1e-5  # a distance this much beyond an epsilon is in the ball
@@ -24,7 +27,7 @@ class Scored:
 
     cell: Cell
     outcome: Arrays | None = None
-    clean: Flags | None = None
+    clean: Shares | None = None
 
 
 def joined(shards: Sequence[Arrays]) -> Arrays:
@@ -42,16 +45,22 @@ def _idle(shard: Arrays) -> NDArray[np.int64]:
 
 def best(outcomes: Sequence[Arrays]) -> Arrays:
     """Per image the outcome of the attacker's best trial: one that reached the goal, else one that broke the image,
-    else the first; costs added up, and the least of the nearest distances."""
+    else the first; costs added up, and the least of the nearest distances.
+
+    Of a victim that draws the best trial is found on selection draws: where it reaches the goal, then errs, most often.
+    """
     if len(outcomes) == 1:
         return outcomes[0]
-    rank = np.stack([np.where(o["reached"], 0, np.where(~o["correct"], 1, 2)) for o in outcomes])
-    choice = rank.argmin(0)
+    erring = 1 - np.stack([_chosen(o, "correct") for o in outcomes])
+    choice = (2 * np.stack([_chosen(o, "reached") for o in outcomes]) + erring).argmax(0)
     rows = np.arange(len(choice))
     arrays = {name: np.stack([o[name] for o in outcomes])[choice, rows] for name in outcomes[0] if _per_image(name)}
-    arrays["correct"] = np.logical_and.reduce([o["correct"] for o in outcomes])
-    arrays["correct_8bit"] = np.logical_and.reduce([o["correct_8bit"] for o in outcomes])
-    arrays["undecided"] = np.logical_and.reduce([o["undecided"] for o in outcomes]) & arrays["correct"]
+    for name in ("correct", "correct_8bit"):
+        worst = np.stack([_chosen(o, name) for o in outcomes]).argmin(0)
+        for known in (name, name + SELECTION):
+            if known in outcomes[0]:
+                arrays[known] = np.stack([o[known] for o in outcomes])[worst, rows]
+    arrays["undecided"] = np.logical_and.reduce([o["undecided"] for o in outcomes]) & (arrays["correct"] > 0.5)
     for cost in ("forwards", "backwards"):
         arrays[cost] = np.sum([o[cost] for o in outcomes], axis=0)
     if all("nearest" in o for o in outcomes):
@@ -62,39 +71,52 @@ def best(outcomes: Sequence[Arrays]) -> Arrays:
     return arrays
 
 
+def _chosen(outcome: Arrays, name: str) -> NDArray[np.float64]:
+    """The shares that an attacker chooses by."""
+    return np.asarray(outcome.get(name + SELECTION, outcome[name]), np.float64)
+
+
+def standing(outcome: Arrays, clean: Shares) -> Shares:
+    """How far each image stands under an attack; a clean error is one, too."""
+    if "correct" + SELECTION in outcome:  # the attacker has chosen between the clean image and its own
+        return np.asarray(outcome["correct"], np.float64)
+    return np.asarray(outcome["correct"] & clean)
+
+
 def _per_image(name: str) -> bool:
-    return name in ("reached", "distance", "low_frequency_energy", "target", "prediction")
+    return name in ("reached", "reached" + SELECTION, "distance", "low_frequency_energy", "target", "prediction")
 
 
-def candidate(name: str, outcome: Arrays, clean: Flags) -> Candidate:
+def candidate(name: str, outcome: Arrays, clean: Shares) -> Candidate:
     """One trial of a cell."""
     return Candidate(
         name=name,
         images=len(outcome["correct"]),
-        robust_accuracy=float((outcome["correct"] & clean).mean()),
+        robust_accuracy=float(standing(outcome, clean).mean()),
         forwards_per_image=float(outcome["forwards"].mean()),
         backwards_per_image=float(outcome["backwards"].mean()),
         seconds=float(outcome["seconds"]),
     )
 
 
-def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: bool) -> dict[str, Any]:
+def figures(outcome: Arrays, clean: Shares, labels: NDArray[np.int64], on_grid: bool) -> dict[str, Any]:
     """The figures of a cell, from its outcome and which images are classified correctly clean."""
-    correct, total = outcome["correct"] & clean, len(clean)
+    stand = standing(outcome, clean)
+    rounded = standing(outcome | {"correct": outcome["correct_8bit"]}, clean)
     targeted, counted = _counted(outcome, clean, labels)
-    success = counted & (outcome["reached"] if targeted else ~outcome["correct"])
+    success = np.asarray(outcome["reached"] if targeted else 1 - 1.0 * outcome["correct"], np.float64)[counted]
     distance, energy = outcome["distance"], outcome["low_frequency_energy"]
     moved = ~np.isnan(energy)
     return {
-        "images": total,
+        "images": len(clean),
         "clean_accuracy": float(clean.mean()),
-        "robust_accuracy": float(correct.mean()),
-        "robust_accuracy_interval": wilson(int(correct.sum()), total),
-        "robust_accuracy_8bit": float((outcome["correct_8bit"] & clean).mean()) if on_grid else None,
-        "attack_success_rate": float(success.sum() / counted.sum()) if counted.any() else None,
+        "robust_accuracy": float(stand.mean()),
+        "robust_accuracy_interval": interval(stand),
+        "robust_accuracy_8bit": float(rounded.mean()) if on_grid else None,
+        "attack_success_rate": float(success.mean()) if counted.any() else None,
         "attack_success_denominator": int(counted.sum()),
         "max_distance": float(distance.max()),
-        "median_distance": float(np.median(distance[success])) if success.any() else None,
+        "median_distance": float(np.median(distance[counted][success > 0.5])) if (success > 0.5).any() else None,
         "low_frequency_energy": float(energy[moved].mean()) if moved.any() else None,
         "forwards_per_image": float(outcome["forwards"].mean()),
         "backwards_per_image": float(outcome["backwards"].mean()),
@@ -102,7 +124,7 @@ def figures(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], on_grid: b
     }
 
 
-def minimal(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], epsilons: Sequence[float]) -> dict[str, Any]:
+def minimal(outcome: Arrays, clean: Shares, labels: NDArray[np.int64], epsilons: Sequence[float]) -> dict[str, Any]:
     """The figures that only a minimum-distance attack has; none for another. The curve holds `epsilons`."""
     if "nearest" not in outcome:
         return {}
@@ -112,7 +134,7 @@ def minimal(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], epsilons: 
     quantiles = np.quantile(found, np.linspace(0, 1, _QUANTILES), method="nearest") if len(found) else found
 
     def robust(epsilon: float) -> float:
-        return float((clean.sum() - (found <= epsilon * _ROUNDED).sum()) / len(clean))
+        return float(((clean > 0.5).sum() - (found <= epsilon * _ROUNDED).sum()) / len(clean))
 
     shown = sorted({0.0, *quantiles.tolist(), *epsilons})
     return {
@@ -121,15 +143,17 @@ def minimal(outcome: Arrays, clean: Flags, labels: NDArray[np.int64], epsilons: 
     }
 
 
-def _counted(outcome: Arrays, clean: Flags, labels: NDArray[np.int64]) -> tuple[bool, Flags]:
-    """Whether the goal is targeted, and which images success is counted among."""
-    targeted = bool((outcome["target"] >= 0).any())
-    return targeted, clean & (outcome["target"] != labels) if targeted else clean
+def _counted(outcome: Arrays, clean: Shares, labels: NDArray[np.int64]) -> tuple[bool, Flags]:
+    """Whether the goal is targeted, and which images success is counted among: those that are mostly right."""
+    targeted, right = bool((outcome["target"] >= 0).any()), clean > 0.5
+    return targeted, right & (outcome["target"] != labels) if targeted else right
 
 
-def parts(outcome: Arrays, clean: Flags) -> tuple[PartRow, ...]:
+def parts(outcome: Arrays, clean: Shares) -> tuple[PartRow, ...]:
     """The members of a cascade; none where the attack is no cascade."""
-    return tuple(_part(name.removeprefix(PART), rows[clean]) for name, rows in outcome.items() if name.startswith(PART))
+    return tuple(
+        _part(name.removeprefix(PART), rows[clean > 0.5]) for name, rows in outcome.items() if name.startswith(PART)
+    )
 
 
 def _part(name: str, rows: NDArray[np.int64]) -> PartRow:
@@ -184,13 +208,13 @@ def _worst(
     }
     outcomes: list[Arrays] = []
     broken: dict[str, Flags] = {}
-    right = np.zeros(len(labels), bool)
+    right: Shares = np.zeros(len(labels), bool)
     for item in members:
         if item.outcome is not None and item.clean is not None:
             right = item.clean
             outcomes.append(item.outcome)
             before = broken.get(item.cell.label, np.zeros(len(labels), bool))
-            broken[item.cell.label] = before | (right & ~item.outcome["correct"])
+            broken[item.cell.label] = before | ((right > 0.5) & (item.outcome["correct"] <= 0.5))
     if not outcomes:
         return WorstCase(**shared)
     times, seen = np.sum(list(broken.values()), axis=0), np.zeros(len(right), bool)

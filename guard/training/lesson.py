@@ -8,12 +8,13 @@ from torch import Generator, Tensor, nn
 
 from guard.defense import Step
 from guard.goal import Goal
+from guard.layers import held as holding
 from guard.learned import LearnedAttack
+from guard.learned_defense import LearnedDefense
 from guard.rng import Rng
 from guard.source import Data
 from guard.threat import ThreatModel
 from guard.victim import Victim
-from guard.victim import held as holding
 
 _BATCH = 250
 
@@ -97,6 +98,55 @@ class Attacking:
             rng = Rng(self._seed, part.index.to(rows.device), tuple(images.shape[1:]))
             with holding(module):
                 seen = self._attack.seen(module, self._victim[rows], images, self._goal[rows], self._threat, rng)
-            for name, values in seen.items():
-                sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+            add(sums, seen)
         return {name: total / len(held) for name, total in sums.items()}
+
+
+class Preparing:
+    """How a learned defense learns, in front of a model."""
+
+    hardens = False
+
+    def __init__(self, defense: LearnedDefense, model: nn.Module, seed: int, dtype: torch.dtype) -> None:
+        """`dtype` is the model's."""
+        self._defense, self._model, self._seed, self._dtype = defense, model, seed, dtype
+        self._now: Step | None = None
+
+    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Images as precise as the model."""
+        return images.to(self._dtype), targets
+
+    def adversary(
+        self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
+        """None."""
+        return images
+
+    def loss(
+        self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
+    ) -> Tensor:
+        """The defense's objective."""
+        assert self._now is not None
+        return self._defense.objective(self._now, self._model)
+
+    def update(self, step: Step, proceed: Callable[[], Tensor]) -> Tensor:
+        """A step down the objective."""
+        self._now = step
+        return proceed()
+
+    def judge(self, module: nn.Module, held: Data) -> dict[str, float]:
+        """The means of what the defense sees on held-out images."""
+        device, generator = next(module.parameters()).device, Generator().manual_seed(self._seed)
+        sums: dict[str, float] = {}
+        for part in held.batches(_BATCH):
+            images, labels = part.floats().to(device, self._dtype), part.labels.to(device)
+            with holding(module):
+                seen = self._defense.seen(module, self._model, images, labels, generator)
+            add(sums, seen)
+        return {name: total / len(held) for name, total in sums.items()}
+
+
+def add(sums: dict[str, float], seen: dict[str, Tensor]) -> None:
+    """Add up what each image shows, by name."""
+    for name, values in seen.items():
+        sums[name] = sums.get(name, 0.0) + float(values.double().sum())

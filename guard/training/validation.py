@@ -8,11 +8,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from guard.goal import Goal, correct
+from guard.layers import held
 from guard.rng import Rng
 from guard.source import Data
 from guard.threat import ThreatModel
 from guard.training.record import Epoch
-from guard.victim import Victim, held
+from guard.victim import Victim
 
 _MOST = 1000  # images that are held out
 _BATCH = 250

@@ -151,7 +151,7 @@ def test_nan_on_adversarial_images_is_invalid(linear: nn.Module, images: Tensor,
 
     report = evaluate(Fragile(), (images, labels), attacks=[Brighten()])
     assert report.cells[0].status == "INVALID"
-    text = "the victim of attack 'brighten' from 'not registered' returns NaN or infinity on adversarial images"
+    text = "the victim returns NaN or infinity on the adversarial images of attack 'brighten' from 'not registered'"
     assert report.cells[0].reason == text
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from guard import Attack, Cascade, Goal, Rng, ThreatModel, Victim, evaluate, idct2
 from guard.config import Targets
-from guard.evaluation.outcome import targets_for, to_8bit
+from guard.evaluation.grid import to_8bit
+from guard.evaluation.outcome import targets_for
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

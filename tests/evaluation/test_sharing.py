@@ -159,7 +159,7 @@ def test_what_no_two_victims_share(defenses: list[Defense], settings: dict[str, 
 
 
 def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -> None:
-    """A few probes, 16 images asked about twice to see whether the answers agree, the clean images, the attack, the
+    """4 images asked about twice to see whether the answers agree, a few probes, the clean images, the attack, the
     score; rounded to 8 bits only where the data is."""
 
     class Counting(nn.Module):
@@ -174,7 +174,7 @@ def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -
         Counting.rows = 0
         evaluate(Counting(), (data[:100], labels[:100]))
         counts.append(Counting.rows)
-    assert counts == [1 + 2 + 1 + 32 + 100 + 90 + 100, 1 + 2 + 1 + 32 + 100 + 90 + 200]
+    assert counts == [8 + 1 + 2 + 1 + 100 + 90 + 100, 8 + 1 + 2 + 1 + 100 + 90 + 200]
 
 
 def test_where_nothing_is_right_nothing_is_attacked(linear: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -2,14 +2,18 @@
 
 import copy
 import logging
+import statistics
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from guard_plugins.defenses.activations import Truncated, kept, layers
+from guard_plugins.defenses.activations import kept
+from guard_plugins.defenses.activations import layers as layers_of
+from guard_plugins.defenses.truncated_relu import Truncated
 from torch import Generator, Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from guard import Defense, InputError, Registry
 
@@ -20,6 +24,10 @@ def make(registry: Registry) -> Callable[..., Defense]:
         return registry.create("defense", {"name": "truncated-relu", **parameters})
 
     return create
+
+
+def layers(model: nn.Module) -> dict[str, Truncated]:
+    return layers_of(model, Truncated)
 
 
 def pictures(count: int = 16, side: int = 8, channels: int = 3) -> Tensor:
@@ -105,24 +113,86 @@ def outputs_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat([part.flatten() for part in parts]) for name, parts in seen.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "side", "count"), [("resnet18", 32, 9), ("alexnet", 64, 7), ("squeezenet1_1", 32, 26)]
-)
-def test_every_relu_of_a_torchvision_model_is_replaced(
-    make: Callable[..., Defense], name: str, side: int, count: int
-) -> None:
+class Counting(TorchFunctionMode):
+    """Counts calls of functional ReLUs."""
+
+    calls = 0
+
+    def __torch_function__(
+        self, func: object, types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        self.calls += getattr(func, "__name__", "") in ("relu", "relu_", "relu6")
+        return func(*args, **(kwargs or {}))  # type: ignore[operator]
+
+
+def relus(model: nn.Module, side: int) -> int:
+    """How many modules are ReLUs, and how many functional ones a forward in train mode calls beside them; nothing is
+    computed."""
+    model = copy.deepcopy(model).to("meta").train()
+    modules = [module for module in model.modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
+    inside: list[nn.Module] = []
+    for module in modules:
+        module.register_forward_hook(lambda module, inputs, output: inside.append(module))
+    with Counting() as counting:
+        model(torch.empty(2, 3, side, side, device="meta"))
+    return len(modules) + counting.calls - len(inside)
+
+
+def inception() -> nn.Module:
+    return torchvision.models.inception_v3(num_classes=10, init_weights=False)
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 32, 9),
+    "alexnet": (lambda: torchvision.models.alexnet(num_classes=10), 64, 7),
+    "squeezenet1_0": (lambda: torchvision.models.squeezenet1_0(num_classes=10), 32, 26),
+    "squeezenet1_1": (lambda: torchvision.models.squeezenet1_1(num_classes=10), 32, 26),
+    "inception_v3": (inception, 75, 96),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_relu_of_a_torchvision_model_is_replaced(make: Callable[..., Defense], name: str) -> None:
+    build, side, count = NETS[name]
     torch.manual_seed(0)
-    model = Wrapped(torchvision.models.get_model(name, weights=None, num_classes=10)).eval()
-    images = pictures(2, side)
+    net = build()
+    whole = 299 if count == 96 else side  # which inception's auxiliary head needs; in eval mode it does not run
+    assert relus(net, whole) == count, "the count that is expected, too"
+    model, images = Wrapped(net).eval(), pictures(2, side)
     with torch.no_grad():
         before = model(images)
-    relus = sum(isinstance(module, nn.ReLU) for module in model.modules())
     changed = make(cap=1e9).modify(model, images)
-    assert len(layers(changed)) == relus == count
-    assert kept(changed, images) == ()
-    assert not any(isinstance(module, nn.ReLU) for module in changed.modules())
+    assert len(layers(changed)) == count
+    assert (relus(changed.net, whole), kept(changed, images)) == (0, ())
     with torch.no_grad():
         assert torch.equal(changed(images), before)
+    cap = statistics.median(outputs.max().item() for outputs in outputs_of(changed, images).values()) / 2
+    seen = outputs_of(make(cap=cap).modify(changed, images), images)
+    assert len(seen) == (94 if count == 96 else count)
+    assert max(outputs.max().item() for outputs in seen.values()) == pytest.approx(cap)
+
+
+def test_an_auxiliary_head_is_truncated_for_training(make: Callable[..., Defense]) -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.features = nn.Sequential(nn.Conv2d(3, 768, 1), nn.AdaptiveAvgPool2d(17))
+            self.head = torchvision.models.inception.InceptionAux(768, 10)
+            self.main = nn.Sequential(nn.Flatten(), nn.Linear(768 * 17 * 17, 10), nn.ReLU())
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.features(images)
+            return self.head(features) if self.training else self.main(features)
+
+    model, images = Aside(), pictures(2)
+    with torch.no_grad():
+        before = copy.deepcopy(model)(images)
+        changed = make(cap=1e9).modify(model, images)
+        assert torch.equal(copy.deepcopy(changed)(images), before)
+        changed = make(cap=1e-3).modify(changed, images)
+    seen = outputs_of(changed.head, changed.features(images))
+    assert [outputs.max().item() for outputs in seen.values()] == pytest.approx([1e-3] * 2)
 
 
 def test_a_module_in_several_places_stays_one(make: Callable[..., Defense]) -> None:
@@ -139,6 +209,7 @@ def test_functional_relus_are_replaced_in_every_spelling(
 ) -> None:
     model = wrap(Functional()).eval()
     images, twin = pictures(), copy.deepcopy(model)
+    assert relus(Functional(), 8) == 6
     changed = make(cap=1e9).modify(model, images)
     assert len(layers(changed)) == 6
     assert kept(changed, images) == ()

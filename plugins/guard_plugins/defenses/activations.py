@@ -1,55 +1,100 @@
-"""The activations of a network: finding its ReLUs, and putting truncated ones in their place."""
+"""The activations of a network: finding its ReLUs, and putting others in their place."""
 
+import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from guard import held
+from guard import Defense, InputError, held
 
+BATCH = 64
+"""Images per forward while a network is looked at."""
 _CAPS: dict[Any, float] = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}
 _CAPS |= {function: float("inf") for function in (F.relu, torch.relu, torch.relu_, "relu", "relu_")} | {F.relu6: 6.0}
 
 
-class Truncated(nn.Module):
-    """min(max(x, 0), cap)."""
-
-    cap: Tensor
+class Activation(nn.Module):
+    """What stands in a ReLU's place, and is that ReLU until its defense tells it what else to do."""
 
     def __init__(self, cap: float) -> None:
+        """`cap`: that ReLU's own, 6 for ReLU6 and else infinite."""
         super().__init__()
-        self.register_buffer("cap", torch.tensor(cap))
         self.straight = False
-        """Whether the backward is that of a plain ReLU, whatever the cap."""
+        """Whether the backward is that of a plain ReLU, whatever the forward."""
+        self._own = cap
+
+    def activated(self, inputs: Tensor) -> Tensor:
+        """What it does: the activations, never in place."""
+        return positive(inputs).clamp(max=self._own)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The truncated activations, never in place."""
-        positive = F.threshold(inputs, 0, 0)  # a ReLU that is not counted as one that was kept
-        capped = positive.clamp(max=self.cap.to(inputs.dtype))
-        return capped.detach() + (positive - positive.detach()) if self.straight else capped
+        """The activations, never in place."""
+        activated = self.activated(inputs)
+        if not self.straight:
+            return activated
+        plain = positive(inputs)
+        return activated.detach() + (plain - plain.detach())
 
 
-def truncate(model: nn.Module) -> nn.Module:
-    """Put a Truncated, still without a cap of its own, in the place of each ReLU; changes the model where it can.
+Kind = TypeVar("Kind", bound=Activation)
 
-    Functional ReLUs are found by torch.fx in each module's own code. Code that it cannot trace, or that is another in
-    train mode than in eval mode, stays as it is.
+
+def positive(inputs: Tensor) -> Tensor:
+    """A ReLU that is not counted as one that was kept."""
+    return F.threshold(inputs, 0, 0)
+
+
+def replaced(
+    model: nn.Module, calibration: Tensor, kind: type[Kind], defense: Defense
+) -> tuple[nn.Module, dict[str, Kind]]:
+    """The model with an activation of this kind in the place of each ReLU, in place where it can be; and those by name.
+
+    Replaces nn.ReLU, nn.ReLU6 and functional ReLUs that torch.fx finds in each module's own code. Code that it cannot
+    trace, or that is another in train mode than in eval mode, stays as it is; what is kept is logged. `calibration`:
+    some images. Raises InputError, in the defense's name, where there is no ReLU to replace, and where a network that
+    uses a tensor again after an in-place ReLU would answer differently.
     """
-    return _replaced(model, {})
+    first, title = calibration[:BATCH], type(getattr(model, "net", model)).__name__
+    before = answer(model, first)
+    model = _replaced(model, kind, {})
+    found, others = layers(model, kind), kept(model, first)
+    if not found:
+        raise InputError(
+            f"defense '{defense.name}' finds no ReLU to replace in {title}, "
+            f"which has {', '.join(others[:3]) or 'no activations'}. Write its activations as nn.ReLU modules"
+        )
+    if not torch.allclose(before, answer(model, first), rtol=1e-4, atol=1e-5):
+        raise InputError(
+            f"defense '{defense.name}': {title} uses a tensor again that a ReLU has changed in place. "
+            f"Write its ReLUs without inplace"
+        )
+    log = logging.getLogger(type(defense).__module__)  # the plugin's, which the command line says
+    log.info("%s: replaced %s; kept %s", defense.name, ", ".join(found), ", ".join(others) or "none")
+    return model, found
 
 
-def layers(model: nn.Module) -> dict[str, Truncated]:
-    """The truncated activations by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Truncated)}
+def relaxed(model: nn.Module) -> nn.Module:
+    """A copy with the same forward, and with the backward of plain ReLUs."""
+    model = copy.deepcopy(model)
+    for layer in layers(model, Activation).values():
+        layer.straight = True
+    return model
+
+
+def layers(model: nn.Module, kind: type[Kind]) -> dict[str, Kind]:
+    """The activations of a kind by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
 def kept(model: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """The activations that are not truncated: modules by name, and functional ReLUs that a forward on images meets."""
+    """The activations that were not replaced: modules by name, and functional ReLUs that a forward on images meets."""
     modules = [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -83,17 +128,17 @@ def listening(modules: Mapping[str, nn.Module], listener: Callable[[str, Tensor]
             handle.remove()
 
 
-def _replaced(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+def _replaced(module: nn.Module, kind: type[Activation], done: dict[nn.Module, nn.Module]) -> nn.Module:
     """What stands for the module; one that is used in several places stays one."""
     if module not in done:
         for name, child in module._modules.items():
             if child is not None:
-                setattr(module, name, _replaced(child, done))
-        done[module] = Truncated(_CAPS[type(module)]) if type(module) in _CAPS else _traced(module)
+                setattr(module, name, _replaced(child, kind, done))
+        done[module] = kind(_CAPS[type(module)]) if type(module) in _CAPS else _traced(module, kind)
     return done[module]
 
 
-def _traced(module: nn.Module) -> nn.Module:
+def _traced(module: nn.Module, kind: type[Activation]) -> nn.Module:
     """The module with the functional ReLUs of its own code as modules, where it has such and can be traced."""
     if type(module).__module__.startswith("torch.nn."):
         return module
@@ -110,8 +155,8 @@ def _traced(module: nn.Module) -> nn.Module:
     if not found or str(graph) != str(graphs[1]):
         return module
     for number, node in enumerate(found):
-        name = f"truncated_{number}"
-        module.add_module(name, Truncated(_CAPS[node.target]))
+        name = f"{kind.__name__.lower()}_{number}"
+        module.add_module(name, kind(_CAPS[node.target]))
         with graph.inserting_after(node):
             new = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
         node.replace_all_uses_with(new)

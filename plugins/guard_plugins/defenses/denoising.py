@@ -36,10 +36,8 @@ class GaussianBlur(Defense):
         """The blurred images. Raises InputError for images that are smaller than half the window."""
         from kornia.filters import gaussian_blur2d
 
-        _check_fits(self, self.kernel_size, images)
-        blurred: Tensor = gaussian_blur2d(images, self.kernel_size, (self.sigma, self.sigma), border_type="reflect")
-        # weights that sum to 1 + 1e-7 leave the range by as much; taken back without stopping the gradient there
-        return blurred.clamp(0, 1).detach() + (blurred - blurred.detach())
+        check_fits(self, "kernel_size", images)
+        return averaged(gaussian_blur2d(images, self.kernel_size, (self.sigma, self.sigma), border_type="reflect"))
 
 
 class Median(Defense):
@@ -58,7 +56,7 @@ class Median(Defense):
         """The filtered images. Raises InputError for images that are smaller than half the window."""
         from kornia.filters import median_blur
 
-        _check_fits(self, self.kernel_size, images)
+        check_fits(self, "kernel_size", images)
         filtered: Tensor = median_blur(images, self.kernel_size, border_type="reflect")
         return filtered
 
@@ -82,12 +80,21 @@ class BitDepth(Defense):
         return (images * top).round() / top
 
 
-def _check_fits(defense: Defense, side: int, images: Tensor) -> None:
-    height, width = images.shape[2:]
-    if side // 2 >= min(height, width):
+def averaged(images: Tensor) -> Tensor:
+    """Weighted means of values in [0, 1], in [0, 1]: weights that sum to 1 + 1e-7 leave the range by as much, which is
+    taken back without stopping the gradient there."""
+    return images.clamp(0, 1).detach() + (images - images.detach())
+
+
+def check_fits(defense: Defense, parameter: str, images: Tensor, margin: int = 0) -> None:
+    """Raise InputError where images (N, C, H, W) do not reach, reflected, around a window of so many pixels and a
+    margin."""
+    side, (height, width) = getattr(defense, parameter), images.shape[2:]
+    most = 2 * (min(height, width) - margin) - 1
+    if side > most:
         raise InputError(
-            f"defense '{defense.name}' has a kernel_size of {side}; images are {height} x {width}. "
-            f"Give it one of at most {2 * min(height, width) - 1}"
+            f"defense '{defense.name}' has a {parameter} of {side}; images are {height} x {width}. "
+            f"Give it one of at most {most}"
         )
 
 

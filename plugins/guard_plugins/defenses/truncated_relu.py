@@ -1,7 +1,5 @@
 """Truncated ReLU: activations that cannot grow without bound."""
 
-import copy
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated
@@ -11,11 +9,44 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from guard import Defense, InputError, hookimpl
-from guard_plugins.defenses.activations import answer, kept, layers, listening, truncate
+from guard_plugins.defenses.activations import BATCH, Activation, answer, listening, positive, relaxed, replaced
 
-_log = logging.getLogger(__name__)
+_LEAST = 1e-3  # a learned cap's lowest value: with one of 0 a layer would say nothing
 
-_BATCH = 64  # images per forward while a network is calibrated
+
+class Truncated(Activation):
+    """min(max(x, 0), cap)."""
+
+    cap: Tensor
+
+    def __init__(self, cap: float) -> None:
+        super().__init__(cap)
+        self.register_buffer("cap", torch.tensor(cap))
+
+    def lower(self, cap: float) -> None:
+        """Make the cap this where it is higher."""
+        with torch.no_grad():
+            self.cap.clamp_(max=cap)
+
+    def learn(self) -> None:
+        """Make the cap a parameter."""
+        cap = self.cap
+        del self.cap
+        self.cap = nn.Parameter(cap)
+
+    def activated(self, inputs: Tensor) -> Tensor:
+        """The truncated activations."""
+        cap = _bounded(self.cap) if isinstance(self.cap, nn.Parameter) else self.cap
+        return positive(inputs).clamp(max=cap.to(inputs.dtype))
+
+
+def _bounded(cap: Tensor) -> Tensor:
+    """A learned cap, at least `_LEAST`; down there it only has a gradient that lets it grow again."""
+    low = cap.detach() <= _LEAST
+    bounded = cap.detach().clamp(min=_LEAST) + (cap - cap.detach())
+    if bounded.requires_grad:
+        bounded.register_hook(lambda gradient: torch.where(low, gradient.clamp(max=0), gradient))
+    return bounded
 
 
 class TruncatedReLU(Defense):
@@ -26,6 +57,10 @@ class TruncatedReLU(Defense):
     is calibrated: a percentile of the layer's activations on clean training images, in the network as it is handed in
     (which is an untrained one in a stack that trains it afterwards).
 
+    With `learnable` the cap is where each layer's begins, and is trained with the network (PACT, Choi et al. 2018,
+    arXiv 1805.06085): its gradient is the sum of those of the activations above it, the training's weight decay is the
+    paper's decay of caps, and it is never below 0.001. A network is then trained, or fine-tuned, where this stands.
+
     A saturated unit has no gradient, so attacks that follow the gradient look weak. `relax` gives the attacker the
     gradient of a plain ReLU, straight through the cap; no robustness is known to remain then (Carlini and Wagner 2017,
     arXiv 1711.08478).
@@ -35,9 +70,16 @@ class TruncatedReLU(Defense):
     paper = "Zantedeschi, Nicolae, Rawat: Efficient defenses against adversarial attacks, AISec 2017"
 
     cap: PositiveFloat | None = None
-    """Largest activation, the same for every layer; calibrated for each layer where left out."""
+    """Largest activation, the same for every layer, or where learnable caps begin; calibrated where left out."""
     percentile: Annotated[float, Field(gt=0, le=100)] = 99
     """Where `cap` is left out: the percentile of a layer's activations, zeros included, that becomes its cap."""
+    learnable: bool = False
+    """Whether the caps are trained with the network."""
+
+    @property
+    def trains(self) -> bool:
+        """Where the caps are learnable."""
+        return self.learnable
 
     def modify(self, model: nn.Module, calibration: Tensor) -> nn.Module:
         """The model with truncated activations, in place where it can be. The caps are part of its state dict.
@@ -45,36 +87,20 @@ class TruncatedReLU(Defense):
         `calibration`: clean training images (N, C, H, W), some even where `cap` is given. Raises InputError where
         there is no ReLU to replace, where replacing changes more than the cap, and where a calibrated cap would be 0.
         """
-        first, title = calibration[:_BATCH], type(getattr(model, "net", model)).__name__
-        before = answer(model, first)
-        model = truncate(model)
-        found, others = layers(model), kept(model, first)
-        if not found:
-            raise InputError(
-                f"defense '{self.name}' finds no ReLU to replace in {title}, "
-                f"which has {', '.join(others[:3]) or 'no activations'}. Write its activations as nn.ReLU modules"
-            )
-        if not torch.allclose(before, answer(model, first), rtol=1e-4, atol=1e-5):
-            raise InputError(
-                f"defense '{self.name}': {title} uses a tensor again that a ReLU has changed in place. "
-                f"Write its ReLUs without inplace"
-            )
-        caps = self._calibrated(model, calibration) if self.cap is None else dict.fromkeys(found, self.cap)
+        model, found = replaced(model, calibration, Truncated, self)
+        caps = self._calibrated(model, found, calibration) if self.cap is None else dict.fromkeys(found, self.cap)
         for name, cap in caps.items():
-            found[name].cap.clamp_(max=cap)
-        _log.info("%s: replaced %s; kept %s", self.name, ", ".join(found), ", ".join(others) or "none")
+            found[name].lower(cap)
+            if self.learnable:
+                found[name].learn()
         return model
 
     def relax(self, model: nn.Module) -> nn.Module:
         """A copy with the same forward and, beyond each cap, the backward of a plain ReLU."""
-        model = copy.deepcopy(model)
-        for layer in layers(model).values():
-            layer.straight = True
-        return model
+        return relaxed(model)
 
-    def _calibrated(self, model: nn.Module, calibration: Tensor) -> dict[str, float]:
+    def _calibrated(self, model: nn.Module, found: dict[str, Truncated], calibration: Tensor) -> dict[str, float]:
         """The percentile of each layer that runs, exact; only the activations above it are kept on the way."""
-        found = layers(model)
         totals: Counter[str] = Counter()
         with listening(found, lambda name, output: totals.update({name: output.numel() * len(calibration)})):
             answer(model, calibration[:1])
@@ -86,7 +112,7 @@ class TruncatedReLU(Defense):
             highest[name] = values.topk(min(len(values), totals[name] - int(ranks[name]))).values
 
         with listening(found, collect):
-            for images in calibration.split(_BATCH):
+            for images in calibration.split(BATCH):
                 answer(model, images)
         caps = {}
         for name, values in highest.items():

@@ -1,0 +1,33 @@
+"""Jumps: how far an attack moves what each layer of a network answers."""
+
+import torch
+from torch import Tensor, nn
+
+from guard.errors import InputError
+from guard.layers import held, recorded, shapes
+
+
+def jumps(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+    """How far each layer's activations move: ||a' - a|| / ||a|| in l2 for each image, float (N,), by layer.
+
+    `clean`, `adversarial`: images (N, C, H, W). The layers are those of `Victim.layers`, by their names in the user's
+    own network and in the order in which they run; the model is held in eval mode. A layer that answers a clean image
+    with zeros alone jumps by 0 where it still does, else by infinity. What all layers answer to all images is held in
+    memory at once. Raises InputError where the images are none, or of two shapes.
+    """
+    if clean.shape != adversarial.shape or not len(clean):
+        raise InputError(
+            f"clean images have shape {tuple(clean.shape)}, adversarial ones {tuple(adversarial.shape)}. "
+            f"Give as many of both, at least one"
+        )
+    both = torch.cat([clean, adversarial])
+    with held(model), torch.no_grad():
+        names = list(shapes(model, both[:2]))
+        with recorded(model, names, len(both)) as features:
+            model(both)
+    return {name: _relative(*features[name].flatten(1).chunk(2)) for name in names}
+
+
+def _relative(before: Tensor, after: Tensor) -> Tensor:
+    distance, size = (after - before).norm(dim=1), before.norm(dim=1)
+    return torch.where(distance > 0, distance / size, 0)
