@@ -7,6 +7,7 @@ from torch import Generator, Tensor, nn
 
 from guard.defense import Defense, Step
 from guard.learner import Learner
+from guard.threat import ThreatModel
 
 
 class LearnedDefense(Learner, Defense):
@@ -28,7 +29,13 @@ class LearnedDefense(Learner, Defense):
 
     @abstractmethod
     def seen(
-        self, module: nn.Module, model: nn.Module, images: Tensor, labels: Tensor, generator: Generator
+        self,
+        module: nn.Module,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        generator: Generator,
     ) -> dict[str, Tensor]:
         """What an epoch is judged by, on training images that are held out: values (N,) by name, whose means are kept.
         The epoch with the largest mean of the first one counts. The draws are the same in each epoch."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import guard
 from guard import ContractError, Defense, Goal, InputError, Rng, Victim
-from guard.evaluation.prepare import Relaxed
+from guard.evaluation.bridges import Relaxed
 
 pytestmark = pytest.mark.usefixtures("global_generator_untouched")
 

@@ -12,6 +12,7 @@ from guard.cascade import Cascade
 from guard.config import EvaluationConfig, GoalSetting, Targets, Transfer
 from guard.defense import Stack
 from guard.errors import NotApplicable
+from guard.evaluation.bridges import SMOOTHED
 from guard.evaluation.crafting import applicable
 from guard.evaluation.nearest import unbounded
 from guard.evaluation.network import Network
@@ -148,7 +149,13 @@ class Way(NamedTuple):
     """What a report calls that network."""
 
 
-_DROPPING = ("gradient", "bpda", "queries", "relax")  # where an attack may stop at an image that reached its goal
+_DROPPING = (
+    "gradient",
+    "bpda",
+    "queries",
+    "relax",
+    "identity",
+)  # where an attack may stop at an image that reached its goal
 
 
 def name_of(cell: PlannedCell) -> str:
@@ -212,27 +219,47 @@ def trials(
             drop=way.name in _DROPPING and not victim.randomized and not isinstance(attack, LearnedAttack),
             environment=environment,
             max_queries=config.max_queries,
-            eot=config.eot if way.network.randomized else 1,
+            eot=_draws(way, victim, config),
             scoring_draws=config.scoring_draws if victim.randomized else 1,
         )
         for way, attack in attacks
     )
 
 
-def ways(cell: PlannedCell, victim: Defended, source: Network | None, home: Network | None) -> tuple[Way, ...]:
+def _draws(way: Way, victim: Network, config: EvaluationConfig) -> int:
+    """Draws that a gradient is averaged over."""
+    if way.name == "smoothed" and not victim.randomized:
+        return min(SMOOTHED, config.eot)
+    return config.eot if way.network.randomized else 1
+
+
+def ways(
+    cell: PlannedCell,
+    victim: Defended,
+    bridges: Sequence[tuple[str, Network]],
+    source: Network | None,
+    home: Network | None,
+) -> tuple[Way, ...]:
     """The ways in which the attacker of a cell tries. Raises NotApplicable.
 
-    An adaptive attacker goes through the defense (gradient, or bpda where a stage is not differentiable), through its
-    relaxed backward where it has one, and takes the oblivious points too: each image counts by the best of them.
-    `home`: where an attack that learns once does so.
+    An adaptive attacker goes through the defense (gradient, or bpda where a stage is not differentiable: then also with
+    the identity for each surrogate, and smoothed), through its relaxed backward where it has one, and takes the
+    oblivious points too: each image counts by the best of them.
+    `bridges`: networks with other ways back, by name. `home`: where an attack that learns once does so.
     """
-    found = _ways(cell, victim, source, home)
+    found = _ways(cell, victim, bridges, source, home)
     for way in found:
         applicable(cell.attack, cell.label, cell.threat, way.network.access)
     return tuple(found)
 
 
-def _ways(cell: PlannedCell, victim: Defended, source: Network | None, home: Network | None) -> list[Way]:
+def _ways(
+    cell: PlannedCell,
+    victim: Defended,
+    bridges: Sequence[tuple[str, Network]],
+    source: Network | None,
+    home: Network | None,
+) -> list[Way]:
     name, bare = name_of(cell), f"{name_of(cell)}, without what it adds after training"
     if source is not None:
         return [Way("transfer", source, label_of(cell.source) if cell.source is not None else "")]
@@ -248,6 +275,8 @@ def _ways(cell: PlannedCell, victim: Defended, source: Network | None, home: Net
     found = [Way("learned" if learned else _direct(cell.attack, victim.network), victim.network, name)]
     if victim.relaxed is not None and (learned.fit_access if learned else cell.attack.access) == "gradients":
         found.append(Way("relax", victim.relaxed, name))
+    if learned is None and cell.attack.access == "gradients":
+        found += [Way(how, network, name) for how, network in bridges]
     if victim.oblivious is not None and (learned or cell.attack.access != "transfer"):
         found.append(Way("oblivious", victim.oblivious, bare))
     return found

@@ -69,7 +69,8 @@ class Planner:
             home = None
             if _learns_once(cell):
                 home = self._defended(cell.model, Stack(), cell.model_label).network
-            return _Ready(cell, victim.network, ways(cell, victim, source, home))
+            others = self._workshop.bridges(victim.network, cell.threat)
+            return _Ready(cell, victim.network, ways(cell, victim, others, source, home))
         except (NotApplicable, ContractError) as error:
             return Planned(cell, refused=_refused(error))
 

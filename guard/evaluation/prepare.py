@@ -17,15 +17,17 @@ from guard.config import EvaluationConfig
 from guard.defense import Defense, Stack
 from guard.environment import libraries
 from guard.errors import ContractError, InputError, blamed
+from guard.evaluation.bridges import Relaxed, bridges
 from guard.evaluation.network import Network, opaque_draws
 from guard.evaluation.stages import Stages
 from guard.evaluation.store import Store
 from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.layers import Around, held, placed
+from guard.layers import held, placed
 from guard.learned_defense import LearnedDefense
 from guard.progress import Progress
 from guard.source import Data, ModelSource
 from guard.stage import Stage
+from guard.threat import ThreatModel
 from guard.training.behind import behind
 from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
@@ -73,13 +75,16 @@ class Workshop:
         self._recipes: dict[tuple[int, ...], str] = {}
         self._bases: dict[tuple[int, ...], nn.Module] = {}
         self._networks: dict[tuple[int, ...], Network] = {}
+        self._bridges: dict[tuple[int, ThreatModel], tuple[tuple[str, Network], ...]] = {}
         self._stages = Stages(config, store, device, progress, self.training_data, no_train)
 
     def announce(self, wanted: Iterable[tuple[ModelSource, Stack, str]]) -> None:
-        """Say what must be trained and about how long it takes. Raises InputError where that is forbidden."""
+        """Say what must be trained and about how long it takes. Raises InputError where that is forbidden, and where a
+        stack is in no sensible order."""
         jobs: dict[str, tuple[str, float]] = {}
         for source, stack, label in wanted:
             left, _ = stack.split()
+            _check_order(left)
             if not self._must_train(source, left):
                 continue
             recipe = self._recipe(source, left)
@@ -99,12 +104,6 @@ class Workshop:
         Raises InputError where it must be trained and may not or cannot, ContractError where the defense fails at it.
         """
         left, right = stack.split()
-        early = [member.name for member in left.members if isinstance(member, LearnedDefense) and not member.learned]
-        if early:
-            raise InputError(
-                f"defense '{early[0]}' learns in front of a trained network, and stands left of "
-                f"'{left.members[-1].name}', which trains it. Write it to the right"
-            )
         base = self._base(source, left, label)
         access: Access = getattr(base, "access", "gradients")
         model, relaxed = base, None
@@ -124,6 +123,17 @@ class Workshop:
         changed = bool(stack.stages) or model is not base
         oblivious = self._network(base, (), access) if changed else None
         return Defended(self._network(model, stages, access), relaxed, oblivious)
+
+    def bridges(self, network: Network, threat: ThreatModel) -> tuple[tuple[str, Network], ...]:
+        """The network with other ways back through stages that are not differentiable, by name; none where all are."""
+        stages = tuple(stage for stage in network.stages if isinstance(stage, Defense))
+        if all(stage.differentiable for stage in stages):
+            return ()
+        place = (id(network), threat)
+        if place not in self._bridges:
+            found = bridges(stages, threat)
+            self._bridges[place] = tuple((name, self._network(network.model, it, network.access)) for name, it in found)
+        return self._bridges[place]
 
     def _network(self, model: nn.Module, stages: Sequence[Stage], access: Access) -> Network:
         place = (id(model), *map(id, stages))
@@ -270,20 +280,14 @@ class Workshop:
         return self._recipes[place]
 
 
+def _check_order(left: Stack) -> None:
+    for member in left.members:
+        if isinstance(member, LearnedDefense) and not member.learned and member.weights is None:
+            raise InputError(
+                f"defense '{member.name}' learns in front of a trained network, and stands left of "
+                f"'{left.members[-1].name}', which trains it. Write it to the right"
+            )
+
+
 def _place(source: ModelSource, left: Stack) -> tuple[int, ...]:
     return id(source), *map(id, left.members)
-
-
-class Relaxed(Around):
-    """A model with the backward of another one: what it answers is its own."""
-
-    def __init__(self, model: nn.Module, stand_in: nn.Module) -> None:
-        super().__init__()
-        self.model, self.inner = model, stand_in
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        answer: Tensor = self.inner(images)
-        with torch.no_grad():
-            own: Tensor = self.model(images)
-        return answer + (own - answer).detach()

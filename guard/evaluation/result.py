@@ -17,7 +17,7 @@ class Candidate(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    """gradient, bpda, relax or oblivious."""
+    """gradient, bpda, queries, relax, identity, smoothed, oblivious, transfer or learned."""
     images: int
     robust_accuracy: float
     """Under this candidate alone."""

@@ -82,10 +82,10 @@ class Stages:
             raise InputError(f"{who} must learn, and --no-train forbids it. Give weights, or allow training")
         what = f"{who} learning in front of {name}" if stage.against else f"{who} learning"
         data, module, recipe, seed = self._images(stage), self._unfitted(stage), stage.training(), self._config.seed[0]
-        lesson = Preparing(stage, network.model, seed, self._config.dtype)
+        threat = self._config.threat[0]
+        lesson = Preparing(stage, network.model, threat, seed, self._config.dtype)
         settings = {"num_classes": self._config.dataset.num_classes, "fabric": fabric(recipe, self._device)}
         with held(network.model), full_precision(self._device), blamed(what):
-            threat = self._config.threat[0]
             seconds = estimate(module, lesson, data, threat, recipe, **settings)  # type: ignore[arg-type]
             self._progress.say(f"{what} (about {max(seconds, 1):.0f} s)")
             course = train(

@@ -107,9 +107,11 @@ class Preparing:
 
     hardens = False
 
-    def __init__(self, defense: LearnedDefense, model: nn.Module, seed: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, defense: LearnedDefense, model: nn.Module, threat: ThreatModel, seed: int, dtype: torch.dtype
+    ) -> None:
         """`dtype` is the model's."""
-        self._defense, self._model, self._seed, self._dtype = defense, model, seed, dtype
+        self._defense, self._model, self._threat, self._seed, self._dtype = defense, model, threat, seed, dtype
         self._now: Step | None = None
 
     def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -141,7 +143,7 @@ class Preparing:
         for part in held.batches(_BATCH):
             images, labels = part.floats().to(device, self._dtype), part.labels.to(device)
             with holding(module):
-                seen = self._defense.seen(module, self._model, images, labels, generator)
+                seen = self._defense.seen(module, self._model, images, labels, self._threat, generator)
             add(sums, seen)
         return {name: total / len(held) for name, total in sums.items()}
 

@@ -66,6 +66,7 @@ def test_plus_and_l1_have_their_members() -> None:
         "apgd-t",
         "fab-t",
     ]
+    assert [name for name, _ in AutoAttack(version="rand").members(LINF)] == ["apgd-ce", "apgd-dlr"]
     assert [name for name, _ in AutoAttack().members(l1)] == ["apgd-ce", "apgd-t", "fab-t"]
     assert dict(AutoAttack().members(l1))["apgd-ce"].model_dump()["restarts"] == 5
 
