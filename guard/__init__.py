@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from guard.attack import Now as Now
     from guard.attack import attempts as attempts
     from guard.cascade import Cascade as Cascade
+    from guard.claiming import claim as claim
+    from guard.claims.verdict import Verdict as Verdict
     from guard.classifier import ImageModel as ImageModel
     from guard.classifier import assemble as assemble
     from guard.classifier import model as model
@@ -103,9 +105,11 @@ else:
         "ThreatModel": "threat",
         "Training": "recipe",
         "UnknownName": "errors",
+        "Verdict": "claims.verdict",
         "Victim": "victim",
         "assemble": "classifier",
         "attempts": "attack",
+        "claim": "claiming",
         "craft": "api",
         "dct2": "spectrum",
         "evaluate": "api",
@@ -170,10 +174,12 @@ __all__ = [
     "ThreatModel",
     "Training",
     "UnknownName",
+    "Verdict",
     "Victim",
     "__version__",
     "assemble",
     "attempts",
+    "claim",
     "craft",
     "dct2",
     "evaluate",

@@ -179,6 +179,16 @@ def test_what_attacks_learned(workplace: Path, quickstart_cache: Path) -> None:
     assert (workplace / "runs/digits-learned/attacks/uap.png").exists()
 
 
+def test_the_claim(workplace: Path, quickstart_cache: Path) -> None:
+    command = blocks("sh")[8]
+    done = guard(command.strip(), workplace, quickstart_cache)
+    assert done.returncode == 0, done.stderr
+    shown = BLOCKS[BLOCKS.index(("sh", command)) + 1][1].splitlines()
+    ours = [line.rstrip() for line in done.stdout.strip().splitlines()]
+    assert [line for line in ours if "[" not in line] == [line for line in shown if "[" not in line]
+    assert len(ours) == len(shown)
+
+
 @pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))
 def test_small_commands(command: str, workplace: Path) -> None:
     (workplace / "mine.py").write_text(blocks("python")[1])

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import guard
+from guard.cli.claim import claim
 from guard.cli.describe import describe
 from guard.cli.evaluate import evaluate
 from guard.cli.list import list_components
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(evaluate)
+app.command()(claim)
 app.command()(train)
 app.command("list")(list_components)
 app.command()(describe)

@@ -190,10 +190,12 @@ class Results(BaseModel):
     worst_case: list[WorstCase]
     pictures: dict[str, Pictures] = {}
     """Cell key -> pictures; not part of results.json."""
+    standing: dict[str, NDArray[Any]] = {}
+    """Cell key -> the share of draws on which each image stands, bool or float (N,); not part of results.json."""
 
     def to_json(self) -> str:
         """The text of results.json."""
-        return self.model_dump_json(indent=2, exclude={"pictures"})
+        return self.model_dump_json(indent=2, exclude={"pictures", "standing"})
 
     def to_frame(self) -> Any:
         """The cells as a pandas DataFrame; needs pandas."""

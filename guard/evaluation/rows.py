@@ -17,12 +17,23 @@ from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
 from guard.evaluation.result import Cell, Pictures, Status, WorstCase
-from guard.evaluation.statistics import interval
 from guard.evaluation.store import Arrays, write_arrays
-from guard.evaluation.summary import Scored, Shares, best, candidate, figures, joined, minimal, parts, worst_cases
+from guard.evaluation.summary import (
+    Scored,
+    Shares,
+    best,
+    candidate,
+    figures,
+    joined,
+    minimal,
+    parts,
+    standing,
+    worst_cases,
+)
 from guard.keys import key
 from guard.learned import LearnedAttack
 from guard.source import Data, DatasetSource
+from guard.statistics import interval
 
 _LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance
 
@@ -67,6 +78,15 @@ class Table:
     def worst_case(self) -> list[WorstCase]:
         """See `worst_cases`."""
         return worst_cases(self.scored, self.data.labels.numpy(), self.data.on_grid)
+
+    @property
+    def standing(self) -> dict[str, Shares]:
+        """How far each image stands in each cell that has a valid outcome, by the cell's key."""
+        return {
+            item.cell.key: standing(item.outcome, item.clean)
+            for item in self.scored
+            if item.outcome is not None and item.clean is not None
+        }
 
     def pictures(self, ledger: Ledger) -> dict[str, Pictures]:
         """A few images of each cell that has a valid outcome."""

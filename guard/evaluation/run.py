@@ -83,6 +83,7 @@ def run(
         cells=table.cells,
         worst_case=table.worst_case,
         pictures=table.pictures(ledger),
+        standing=table.standing,
     )
 
 

@@ -56,7 +56,8 @@ class Stages:
         dataset = self._config.dataset
         if stage.weights is not None:
             loaded = stage.loaded(dataset.num_classes, dataset.image_shape)
-            return loaded.fitted(placed(loaded.module, self._device, self._config.dtype), loaded.note)
+            module = placed(loaded.module.requires_grad_(False), self._device, self._config.dtype)
+            return loaded.fitted(module, loaded.note)
         place = self._key(stage, network)
         if place not in self._done:
             path = self._store.weights(place)

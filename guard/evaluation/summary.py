@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from guard.evaluation.answer import SELECTION
 from guard.evaluation.outcome import PART, WIDTH
 from guard.evaluation.result import Candidate, Cell, PartRow, Status, WorstCase
-from guard.evaluation.statistics import interval
 from guard.evaluation.store import Arrays
+from guard.statistics import interval
 
 Flags = NDArray[np.bool_]
 Shares = NDArray[np.bool_] | NDArray[np.float64]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import InputError
+from guard.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,6 @@ def categories(probabilities: Tensor, members: Sequence[Sequence[int]]) -> Tenso
         low, high = probabilities.aminmax()
         raise InputError(f"probabilities reach from {low:.3g} to {high:.3g}: these are logits. Give logits.softmax(1)")
     return torch.stack([probabilities[:, list(group)].mean(1) for group in members], 1).argmax(1)
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _share(by_shape: int, by_texture: int) -> float | None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from guard.errors import InputError
-from guard.explaining.cues import wilson
 from guard.layers import held
 from guard.rng import Rng
+from guard.statistics import mcnemar, wilson
 
 _BATCH = 128
 
@@ -78,7 +78,7 @@ def agreement(model: nn.Module, images: Tensor, sides: Sequence[int], seed: int 
                 blocks_interval=wilson(by_blocks, len(images)),
                 pixels=by_pixels / len(images),
                 pixels_interval=wilson(by_pixels, len(images)),
-                p_value=_mcnemar(int((moved & ~mixed).sum()), int((mixed & ~moved).sum())),
+                p_value=mcnemar(int((moved & ~mixed).sum()), int((mixed & ~moved).sum())),
             )
         )
     return rows
@@ -107,10 +107,3 @@ def _predicted(model: nn.Module, images: Tensor) -> Tensor:
     """The class of each image, int64 (N,)."""
     with held(model), torch.no_grad():
         return torch.cat([model(part).argmax(1) for part in images.split(_BATCH)])
-
-
-def _mcnemar(one: int, other: int) -> float:
-    """The probability of a split at least as uneven as (one, other), were both equally likely."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(one, one + other).pvalue) if one + other else 1.0

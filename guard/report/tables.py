@@ -112,6 +112,7 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
         *_measured(report),
         *_from_itself(setting, source),
         *_limits(report),
+        *_draws(lines),
         *_estimates(lines),
         *_distances(lines, setting),
         *_without_bound(lines, setting),
@@ -207,6 +208,18 @@ def _reasons(lines: Sequence[Line]) -> list[str]:
         places = "; ".join(f"{joined(labels)} on {defense}" for defense, labels in where.items())
         notes.append(f"{status.replace('_', ' ')}: {places}: {reason}")
     return notes
+
+
+def _draws(lines: Sequence[Line]) -> list[str]:
+    """Which defenses draw, and over how many draws they were attacked and scored."""
+    drawn = {line.defense: cell for line in lines for cell in line.cells.values() if cell.scoring_draws > 1}
+    if not drawn:
+        return []
+    eot, draws = (max(getattr(cell, name) for cell in drawn.values()) for name in ("eot", "scoring_draws"))
+    return [
+        f"Randomized: {joined(list(drawn))}. Each image counts by the share of {draws} fresh draws on which it stands; "
+        f"gradients are means of {eot} draws."
+    ]
 
 
 def _left_out(lines: Sequence[Line]) -> list[str]:

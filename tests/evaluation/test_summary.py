@@ -8,9 +8,9 @@ import pytest
 
 from guard.evaluation.outcome import PART
 from guard.evaluation.result import Cell
-from guard.evaluation.statistics import wilson
 from guard.evaluation.store import Arrays
 from guard.evaluation.summary import Scored, best, figures, joined, minimal, parts, worst_cases
+from guard.statistics import wilson
 
 LABELS = np.zeros(4, np.int64)
 

@@ -161,7 +161,9 @@ def _traced(module: nn.Module, kind: type[Activation]) -> nn.Module:
             new = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-    return fx.GraphModule(module, graph, type(module).__name__)
+    rebuilt = fx.GraphModule(module, graph, type(module).__name__)
+    rebuilt._forward_hooks.update(module._forward_hooks)  # of a defense that stands further left
+    return rebuilt
 
 
 class _OwnCode(fx.Tracer):

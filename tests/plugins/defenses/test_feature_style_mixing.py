@@ -177,3 +177,24 @@ def test_training_with_it_is_reproducible_and_goes_on_to_the_same_bits(
     assert torch.equal(first, trained(share=1, stop=True))
     assert not torch.equal(first, trained(share=0))
     assert not torch.equal(first, trained(share=1, seed=1))
+
+
+class Block(nn.Module):
+    """A layer whose code is rebuilt to truncate its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(self.conv(images))
+
+
+def test_it_goes_on_in_a_layer_that_a_later_defense_rebuilds(registry: Registry) -> None:
+    model: nn.Module = nn.Sequential(Block(), nn.Flatten(), nn.Linear(144, 4))
+    model = registry.create("defense", {"name": NAME, "layers": ["0"]}).modify(model, pictures())
+    model = registry.create("defense", {"name": "truncated-relu", "cap": 0.1}).modify(model, pictures())
+    assert mixing(model) == ["0"]
+    assert any("truncated" in name for name, _ in model.named_modules())
+    model.train()
+    assert not torch.equal(seeded(model, pictures(), 0), seeded(model, pictures(), 1))
