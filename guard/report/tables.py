@@ -216,10 +216,9 @@ def _draws(lines: Sequence[Line]) -> list[str]:
     if not drawn:
         return []
     eot, draws = (max(getattr(cell, name) for cell in drawn.values()) for name in ("eot", "scoring_draws"))
-    return [
-        f"Randomized: {joined(list(drawn))}. Each image counts by the share of {draws} fresh draws on which it stands; "
-        f"gradients are means of {eot} draws."
-    ]
+    means = f" Gradients are means of {eot} draws." if eot > 1 else ""
+    names = joined(list(drawn))
+    return [f"Randomized: {names}. Each image counts by the share of {draws} fresh draws on which it stands.{means}"]
 
 
 def _left_out(lines: Sequence[Line]) -> list[str]:

@@ -117,6 +117,9 @@ def test_what_is_shared_depends_on_all_that_decides_it(
         "seed": [0, 1],
     }
 
+    def few(plan: dict[str, Any], net: nn.Module) -> Report:
+        return evaluate(net, data, **plan, eot=2, scoring_draws=5)
+
     def figures(report: Report) -> list[dict[str, Any]]:
         return [cell.model_dump(exclude={"key", "seconds", "label", "defense", "candidates"}) for cell in report.cells]
 
@@ -125,10 +128,10 @@ def test_what_is_shared_depends_on_all_that_decides_it(
     alone = []
     for number in (place for place in range(0, len(plans), 7) if applicable[place]):
         monkeypatch.setenv("GUARD_CACHE", str(tmp_path / str(number)))
-        alone += [(number, *figures(evaluate(linear, data, **{name: [item] for name, item in plans[number].items()})))]
+        alone += [(number, *figures(few({name: [item] for name, item in plans[number].items()}, linear)))]
     monkeypatch.setenv("GUARD_CACHE", str(tmp_path / "all"))
-    keyed = figures(evaluate(linear, data, **lists))
-    bare = figures(evaluate(unkeyable(linear), data, **lists))
+    keyed = figures(few(lists, linear))
+    bare = figures(few(lists, unkeyable(linear)))
     assert len(keyed) == 192
     for number, figure in alone:
         assert keyed[number] == figure

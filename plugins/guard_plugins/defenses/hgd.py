@@ -46,7 +46,7 @@ class Hgd(WithRadius, LearnedDefense):
     """Images per update; of a network so small, many updates make more than large ones."""
     lr: PositiveFloat = 3e-3
     """The largest learning rate."""
-    images: PositiveInt | None = 5000
+    images: PositiveInt | None = 7000
     """It learns on so many images of the training split; on all of them where null."""
 
     @model_validator(mode="after")
