@@ -16,7 +16,7 @@ from guard.registry import Registry
 
 C = TypeVar("C", bound=Config)
 
-_COMMANDS = {"attacks": "evaluate", "defense": "train"}
+_COMMANDS = {"attacks": "evaluate", "defense": "train", "claim": "claim"}
 """Whose configs have that key, and no others."""
 
 

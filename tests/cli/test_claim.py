@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from guard.cli import main
+from guard.config import EvaluationConfig
+from guard.configfile import read
+from guard.errors import InputError
 
 NETWORK = """\
 import torch
@@ -130,3 +133,9 @@ def test_bad_input_is_one_line_and_exit_code_2(typed: Any) -> None:
         assert err.startswith(message), err
         assert err.count("\n") == 1
     assert not Path("out/claim.json").exists()
+
+
+def test_another_command_points_here(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("claim: It holds.\nexpect: []\n")
+    with pytest.raises(InputError, match=r"has 'claim', as configs of `guard claim` do. Run guard claim "):
+        read(EvaluationConfig, tmp_path / "own.yaml")
