@@ -33,7 +33,7 @@ from guard.training.lesson import Attacking
 from guard.training.loop import estimate, train
 from guard.training.validation import hold_out
 from guard.victim import Victim
-from guard.weights import load_weights, read_note, save_tensors
+from guard.weights import read_note, save_tensors
 
 
 class Fitting:
@@ -110,11 +110,10 @@ class Fitting:
     def _kept(self, job: Job) -> tuple[nn.Module, Note] | None:
         """What the store holds; None where it holds nothing, or something damaged."""
         path = self._path(job)
-        if not path.exists():
+        module = self._store.load(path, lambda: self._unfitted(job))
+        if module is None:
             return None
-        module = self._unfitted(job)
         try:
-            load_weights(module, path)
             return module, job.read(read_note(path), f"'{path}'")
         except InputError:
             path.unlink(missing_ok=True)

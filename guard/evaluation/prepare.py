@@ -32,7 +32,7 @@ from guard.training.behind import behind
 from guard.training.fabric import fabric
 from guard.training.loop import estimate, train
 from guard.victim import Access
-from guard.weights import load_weights, save_weights
+from guard.weights import save_weights
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -144,8 +144,10 @@ class Workshop:
             except UnkeyableError:
                 content = None
             network = Network(model, tuple(stages), access, content)
-            draws = opaque_draws(network, self._probe.floats().to(self._device, self._dtype))
-            self._networks[place] = replace(network, opaque=draws)
+            if not network.randomized:
+                draws = opaque_draws(network, self._probe.floats().to(self._device, self._dtype))
+                network = replace(network, opaque=draws)
+            self._networks[place] = network
         return self._networks[place]
 
     def _base(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
@@ -165,19 +167,8 @@ class Workshop:
     def _trained(self, source: ModelSource, left: Stack, label: str) -> nn.Module:
         path = self._store.weights(self._recipe(source, left))
         with self._store.alone(path, self._progress.say):
-            return self._kept(source, left, path) or self._train(source, left, path, label)
-
-    def _kept(self, source: ModelSource, left: Stack, path: Path) -> nn.Module | None:
-        """What the store holds; None where it holds nothing, or something damaged."""
-        if not path.exists():
-            return None
-        model = self._untrained(source, left)
-        try:
-            load_weights(model, path)
-            return model
-        except InputError:  # by a full disk, say
-            path.unlink(missing_ok=True)
-            return None
+            kept = self._store.load(path, lambda: self._untrained(source, left))
+            return kept or self._train(source, left, path, label)
 
     def _train(self, source: ModelSource, left: Stack, path: Path, label: str) -> nn.Module:
         model = self._untrained(source, left)

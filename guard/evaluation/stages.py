@@ -24,7 +24,7 @@ from guard.source import Data
 from guard.training.fabric import fabric
 from guard.training.lesson import Preparing
 from guard.training.loop import estimate, train
-from guard.weights import load_weights, save_tensors
+from guard.weights import save_tensors
 
 
 class Stages:
@@ -62,20 +62,10 @@ class Stages:
         if place not in self._done:
             path = self._store.weights(place)
             with self._store.alone(path, self._progress.say):
-                module = self._kept(stage, path) or self._taught(stage, network, path, name)
+                kept = self._store.load(path, lambda: self._unfitted(stage))
+                module = kept or self._taught(stage, network, path, name)
             self._done[place] = stage.fitted(module.requires_grad_(False))
         return self._done[place]
-
-    def _kept(self, stage: LearnedDefense, path: Path) -> nn.Module | None:
-        if not path.exists():
-            return None
-        module = self._unfitted(stage)
-        try:
-            load_weights(module, path)
-        except InputError:  # damaged: as good as missing
-            path.unlink(missing_ok=True)
-            return None
-        return module
 
     def _taught(self, stage: LearnedDefense, network: Network, path: Path, name: str) -> nn.Module:
         who = f"defense '{stage.name}'"

@@ -5,16 +5,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import nn
 
 from guard.errors import InputError
+from guard.weights import load_weights
 
 Arrays = dict[str, NDArray[Any]]
+M = TypeVar("M", bound=nn.Module)
 
 
 class Store:
@@ -55,6 +58,18 @@ class Store:
         path = self.root / "weights" / f"{key}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def load(self, path: Path, build: Callable[[], M]) -> M | None:
+        """What `build` makes, with the weights at this path; None where there are none, or damaged ones, which go."""
+        if not path.exists():
+            return None
+        module = build()
+        try:
+            load_weights(module, path)
+        except InputError:  # by a full disk, say: as good as missing
+            path.unlink(missing_ok=True)
+            return None
+        return module
 
     @contextmanager
     def alone(self, path: Path, say: Callable[[str], None]) -> Iterator[None]:

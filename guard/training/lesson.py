@@ -43,18 +43,35 @@ class Lesson(Protocol):
         """One update around `proceed()`."""
 
 
-class Attacking:
-    """How a learned attack learns: the training images' numbers stand for their labels, so that each batch meets the
-    part of the victim and of the goal that belongs to it."""
+class _Beside:
+    """What learns beside a network: of images as precise as that, which nobody attacks."""
 
     hardens = False
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Images as precise as the network."""
+        return images.to(self._dtype), targets
+
+    def adversary(
+        self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
+        """None."""
+        return images
+
+
+class Attacking(_Beside):
+    """How a learned attack learns: the training images' numbers stand for their labels, so that each batch meets the
+    part of the victim and of the goal that belongs to it."""
 
     def __init__(
         self, attack: LearnedAttack, victim: Victim, goal: Goal, threat: ThreatModel, seed: int, dtype: torch.dtype
     ) -> None:
         """`victim` and `goal` are bound to all training images; `dtype` is the victim's."""
-        self._attack, self._victim, self._goal, self._threat = attack, victim, goal, threat
-        self._seed, self._dtype = seed, dtype
+        super().__init__(dtype)
+        self._attack, self._victim, self._goal, self._threat, self._seed = attack, victim, goal, threat, seed
         self._now: tuple[Step, Victim, Goal] | None = None
 
     @property
@@ -66,16 +83,6 @@ class Attacking:
     def numbered(data: Data) -> Data:
         """The images, each with its number for a label."""
         return Data(data.images, torch.arange(len(data)), data.index)
-
-    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Images as precise as the victim."""
-        return images.to(self._dtype), targets
-
-    def adversary(
-        self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
-    ) -> Tensor:
-        """None."""
-        return images
 
     def loss(
         self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
@@ -98,31 +105,20 @@ class Attacking:
             rng = Rng(self._seed, part.index.to(rows.device), tuple(images.shape[1:]))
             with holding(module):
                 seen = self._attack.seen(module, self._victim[rows], images, self._goal[rows], self._threat, rng)
-            add(sums, seen)
+            _add(sums, seen)
         return {name: total / len(held) for name, total in sums.items()}
 
 
-class Preparing:
+class Preparing(_Beside):
     """How a learned defense learns, in front of a model."""
-
-    hardens = False
 
     def __init__(
         self, defense: LearnedDefense, model: nn.Module, threat: ThreatModel, seed: int, dtype: torch.dtype
     ) -> None:
         """`dtype` is the model's."""
-        self._defense, self._model, self._threat, self._seed, self._dtype = defense, model, threat, seed, dtype
+        super().__init__(dtype)
+        self._defense, self._model, self._threat, self._seed = defense, model, threat, seed
         self._now: Step | None = None
-
-    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Images as precise as the model."""
-        return images.to(self._dtype), targets
-
-    def adversary(
-        self, model: nn.Module, images: Tensor, targets: Tensor, threat: ThreatModel, generator: Generator
-    ) -> Tensor:
-        """None."""
-        return images
 
     def loss(
         self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
@@ -144,11 +140,11 @@ class Preparing:
             images, labels = part.floats().to(device, self._dtype), part.labels.to(device)
             with holding(module):
                 seen = self._defense.seen(module, self._model, images, labels, self._threat, generator)
-            add(sums, seen)
+            _add(sums, seen)
         return {name: total / len(held) for name, total in sums.items()}
 
 
-def add(sums: dict[str, float], seen: dict[str, Tensor]) -> None:
+def _add(sums: dict[str, float], seen: dict[str, Tensor]) -> None:
     """Add up what each image shows, by name."""
     for name, values in seen.items():
         sums[name] = sums.get(name, 0.0) + float(values.double().sum())
