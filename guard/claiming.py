@@ -38,7 +38,7 @@ def claim(
     else:
         files = [*claim.get("plugins", ()), *map(str, plugins)]
         registry = Registry.load(files)
-        keys = {name: _live(part) if name in ("evaluate", "shuffle") else part for name, part in claim.items()}
+        keys = {name: _live(part) if name in ("evaluate", "shuffle", "cues") else part for name, part in claim.items()}
         config = ClaimConfig.of(keys | {"plugins": files}, registry.create)
     return perform_claim(config, registry, out=None if out is None else Path(out).expanduser(), progress=progress)
 
@@ -50,8 +50,8 @@ def perform_claim(
     if out is not None:
         folder.claim(out, config)
 
-    def evaluated(settings: EvaluationConfig, name: str) -> Results:
-        return perform(settings, registry, out=out and out / name, progress=progress)
+    def evaluated(settings: EvaluationConfig, name: str, keep_images: bool) -> Results:
+        return perform(settings, registry, out=out and out / name, keep_images=keep_images, progress=progress)
 
     try:
         verdict = run(config, evaluated, progress or Progress())

@@ -23,8 +23,8 @@ from guard.environment import libraries
 from guard.source import Data
 
 _FRAMEWORK = ("", "evaluation")  # packages of guard whose source decides an outcome
-_FACE = {"__init__", "__main__", "api", "config", "configfile", "configparts", "inputs", "loading", "progress"}
-_FACE |= {"recipe", "registry", "trainingconfig", "wording"}  # and what does not
+_FACE = {"__init__", "__main__", "api", "claiming", "config", "configfile", "configparts", "inputs", "loading"}
+_FACE |= {"progress", "recipe", "registry", "trainingconfig", "wording"}  # and what does not
 
 _COVERED = {"guard", "pydantic", "builtins", "abc"}  # by the environment's key
 _MACHINERY = {"_abc_impl"}  # of Python's in a class; and whatever is called __so__ and is no function

@@ -15,7 +15,8 @@ class LearnedDefense(Learner, Defense):
 
     It learns behind what was trained, in front of the network as that stands then, which is left as it is; where it
     stands left of a member that trains it is refused. Other stages have no part in what it learns on. `preprocess`
-    finds what has learned in `self.module`.
+    finds what has learned in `self.module`. What it learned lies in RUN/defenses/LABEL.safetensors, which `weights`
+    takes.
     """
 
     against: ClassVar[bool] = True

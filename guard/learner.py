@@ -68,6 +68,11 @@ class Learner(Component):
         return self._module is not None
 
     @property
+    def must_learn(self) -> bool:
+        """Whether it is not, and no file says what it learned."""
+        return self._module is None and self.weights is None
+
+    @property
     def module(self) -> nn.Module:
         """What has learned. Raises ContractError where nothing has yet."""
         if self._module is None:

@@ -23,6 +23,19 @@ def interval(shares: NDArray[Any]) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def median_interval(values: NDArray[Any]) -> tuple[float, float]:
+    """The 95 % interval, at least, of a median, whatever the distribution: two of the values (N,) in their order.
+
+    How many of them lie below the median is binomial (Thompson 1936). Fewer than 6 values know no such interval, and
+    give the smallest and the largest.
+    """
+    from scipy.stats import binom
+
+    ordered, rank = np.sort(values), int(binom.ppf(0.025, len(values), 0.5))
+    low = max(rank - 1, 0)
+    return float(ordered[low]), float(ordered[len(ordered) - 1 - low])
+
+
 def wilson(count: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
     from scipy.stats import binomtest

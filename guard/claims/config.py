@@ -1,99 +1,65 @@
 """ClaimConfig: a sentence, what is computed to check it, and what it expects to come out."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
-    Tag,
     field_serializer,
     field_validator,
     model_validator,
 )
 
 from guard.building import given
+from guard.claims.lines import CellLine, CueLine, Expected, ShuffleLine
 from guard.config import EvaluationConfig
 from guard.configparts import Config, Dataset, Model, Part, Several, Some
 from guard.learned_defense import LearnedDefense
 from guard.learner import Learner
 from guard.recipe import Training
-from guard.threat import Amount
 
 _BESIDE = {"seed": "seeds: [0, 1, 2]", "plugins": "plugins"}  # what an evaluation's config has elsewhere
+_LINES: dict[str, tuple[type, str]] = {
+    "evaluate": (CellLine, "{lower: {attack: ...}, higher: ...}"),
+    "shuffle": (ShuffleLine, "{side: ..., lower: ..., higher: ...}"),
+    "cues": (CueLine, "{lower: shape, higher: texture}, or the other way round"),
+}
 _FEW = 3  # seeds: of fewer trainings nobody knows whether the next comes out alike
 
 
-class Selector(Part):
-    """Which cell of the evaluation; what is left out must leave no choice."""
-
-    attack: str | None = None
-    """The attack's label."""
-    defense: str | None = None
-    """The defense's label."""
-    knowledge: str | None = None
-    """adaptive, oblivious or transfer."""
-    model: str | None = None
-    """What reports call the model."""
-    epsilon: Amount | None = None
-    """The threat's."""
-
-
-class Line(Part):
-    """What one line expects: that one figure is lower than another."""
-
-    by: Annotated[PositiveFloat, Field(lt=1)] | None = None
-    """At least so much lower, as a fraction of all images; any difference that is no chance where left out."""
-
-
-class CellLine(Line):
-    """Of the robust accuracies of two cells, one is lower than the other."""
-
-    lower: Selector
-    higher: Selector
-
-
-class ShuffleLine(Line):
-    """Of the shares of images that keep their prediction when they are shuffled, one is lower than the other."""
-
-    side: PositiveInt
-    """Of the blocks, in pixels."""
-    lower: Literal["blocks", "pixels"]
-    higher: Literal["blocks", "pixels"]
-
-    @model_validator(mode="after")
-    def _differ(self) -> Self:
-        if self.lower == self.higher:
-            raise ValueError(f"lower and higher are both {self.lower}; one is blocks, the other pixels")
-        return self
-
-
-class Shuffle(Part):
-    """An experiment: how many images keep their prediction when blocks, or the pixels in them, are shuffled."""
+class Experiment(Part):
+    """Something that one network is asked, without an attack."""
 
     dataset: Dataset = Field(examples=["digits"])
     """The images: a name, or {name: ..., key: value}."""
-    model: Model = Field(examples=["small-cnn"])
-    """A name, {name: ..., weights: ...}, or path/to/file.py:function."""
-    sides: Several[PositiveInt] = Field(examples=[[4, 2]])
-    """Of the blocks, in pixels; each divides the images' sides."""
     training: Training = Training()
     """How a model without weights is trained."""
     limit: PositiveInt | None = None
-    """Shuffle so many images; all where left out."""
+    """So many images; all where left out."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1."""
 
 
-def _kind(line: Any) -> str:
-    return "shuffle" if isinstance(line, ShuffleLine) or (isinstance(line, Mapping) and "side" in line) else "cells"
+class Shuffle(Experiment):
+    """How many images keep their prediction when blocks, or the pixels in them, are shuffled."""
+
+    model: Model = Field(examples=["small-cnn"])
+    """A name, {name: ..., weights: ...}, or path/to/file.py:function."""
+    sides: Several[PositiveInt] = Field(examples=[[4, 2]])
+    """Of the blocks, in pixels; each divides the images' sides."""
 
 
-Expected = Annotated[Annotated[CellLine, Tag("cells")] | Annotated[ShuffleLine, Tag("shuffle")], Discriminator(_kind)]
+class Cues(Experiment):
+    """Whether images whose shape and texture are of different classes are taken for the one or for the other.
+
+    The data set has a method `textures(split)`, as `shapes` and `cue-conflict` have.
+    """
+
+    model: Model | None = Field(None, examples=["small-cnn"])
+    """A name, {name: ..., weights: ...}, or path/to/file.py:function; left out beside `evaluate`, whose defended models
+    are asked."""
 
 
 class ClaimConfig(Config):
@@ -105,6 +71,8 @@ class ClaimConfig(Config):
     """An evaluation, all its keys but seed and plugins."""
     shuffle: Shuffle | None = None
     """Or the shuffle experiment."""
+    cues: Cues | None = None
+    """Or images with conflicting cues; beside an evaluation for its lines with figure: shape-bias."""
     seeds: Several[NonNegativeInt] = (0,)
     """Each trains and attacks anew; at least three where anything is trained."""
     expect: Some[Expected] = Field(examples=[[{"lower": {"attack": "low"}, "higher": {"attack": "pgd"}}]])
@@ -125,17 +93,23 @@ class ClaimConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.evaluate is None) == (self.shuffle is None):
-            raise ValueError("a claim has one of evaluate and shuffle; write the one that it is checked by")
+        given = [name for name in ("evaluate", "shuffle", "cues") if getattr(self, name) is not None]
+        if given not in (["evaluate"], ["shuffle"], ["cues"], ["evaluate", "cues"]):
+            raise ValueError("a claim has one of evaluate, shuffle and cues; write the one that it is checked by")
         for key, instead in _BESIDE.items():
             if self.evaluate is not None and key in self.evaluate.model_fields_set:
                 raise ValueError(f"evaluate has '{key}'; write {instead} beside it, not in it")
+        if self.cues is not None:
+            self._cued(self.cues)
+        kind, wanted = _LINES[given[0]]
         for place, line in enumerate(self.expect):
-            if isinstance(line, CellLine) != (self.evaluate is not None):
-                wanted = (
-                    "{lower: {attack: ...}, higher: ...}" if self.evaluate else "{side: ..., lower: ..., higher: ...}"
-                )
+            if not isinstance(line, kind):
                 raise ValueError(f"expect[{place}] does not fit what is computed; write {wanted}")
+            if isinstance(line, CellLine) and line.figure == "shape-bias" and self.cues is None:
+                raise ValueError(
+                    f"expect[{place}] is about shape-bias; write cues: {{dataset: {{name: shapes, split: conflict}}}}, "
+                    f"the images that it is measured on"
+                )
             if self.shuffle is not None and isinstance(line, ShuffleLine) and line.side not in self.shuffle.sides:
                 known = ", ".join(map(str, self.shuffle.sides))
                 raise ValueError(f"expect[{place}] has side {line.side}, and sides are {known}; write one of them")
@@ -146,22 +120,33 @@ class ClaimConfig(Config):
             )
         return self
 
+    def _cued(self, cues: Cues) -> None:
+        if (self.evaluate is None) == (cues.model is None):
+            beside = "evaluate names the models" if cues.model is not None else "no model is named"
+            raise ValueError(f"cues: {beside}; write model: in cues, or evaluate: beside it, not both")
+        if not callable(getattr(cues.dataset, "textures", None)):
+            raise ValueError(
+                f"cues: data set '{cues.dataset.name}' does not say what the textures of its images are; write "
+                f"{{name: shapes, split: conflict}}, or {{name: cue-conflict, root: ...}}"
+            )
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether a line needs the adversarial images themselves."""
+        return any(isinstance(line, CellLine) and line.figure in ("jump", "likeness") for line in self.expect)
+
     @property
     def trained(self) -> str:
         """Something that each seed trains anew; empty where nothing is."""
-        sources = [self.shuffle.model] if self.shuffle else self.evaluate.sources if self.evaluate else []
-        for source in sources:
-            if not given(source):
+        asked = [part.model for part in (self.shuffle, self.cues) if part is not None]
+        for source in [*asked, *(self.evaluate.sources if self.evaluate else ())]:
+            if source is not None and not given(source):
                 return f"model '{source.name}'"
         for entry in self.evaluate.defenses if self.evaluate else ():
             for member in entry.stack.members:
-                if member.trains or (isinstance(member, LearnedDefense) and _learns(member)):
+                if member.trains or (isinstance(member, LearnedDefense) and member.must_learn):
                     return f"defense '{entry.label}'"
         for attack in self.evaluate.attacks if self.evaluate else ():
-            if isinstance(attack.attack, Learner) and _learns(attack.attack):
+            if isinstance(attack.attack, Learner) and attack.attack.must_learn:
                 return f"attack '{attack.label}'"
         return ""
-
-
-def _learns(part: Learner) -> bool:
-    return part.weights is None and not part.learned

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from guard.claims.config import CellLine, ClaimConfig, Selector
+from guard.claims.config import ClaimConfig
+from guard.claims.lines import CellLine, Selector
 from guard.errors import InputError, suggestion
 from guard.evaluation.plan import PlannedCell, cells
 from guard.threat import amount
@@ -23,7 +24,7 @@ def pairs(config: ClaimConfig) -> list[tuple[int, int]]:
     for number, line in enumerate(config.expect):
         if isinstance(line, CellLine):
             lower, higher = (
-                _place(selector, planned, f"expect[{number}].{name}")
+                _place(selector, planned, f"expect[{number}].{name}", asked=line.figure == "shape-bias")
                 for name, selector in (("lower", line.lower), ("higher", line.higher))
             )
             if lower == higher:
@@ -40,8 +41,8 @@ def named(cell: PlannedCell) -> str:
     return f"{cell.label} on {cell.defense_label} ({', '.join(said)}, {cell.model_label}, {cell.threat}, {cell.goal})"
 
 
-def _place(selector: Selector, planned: Sequence[PlannedCell], where: str) -> int:
-    """The one cell that a selector selects."""
+def _place(selector: Selector, planned: Sequence[PlannedCell], where: str, asked: bool) -> int:
+    """The one cell that a selector selects. `asked`: of those of a defended model, which is only asked, the first."""
     left = list(range(len(planned)))
     for key, wanted in selector:
         if wanted is not None:
@@ -49,6 +50,9 @@ def _place(selector: Selector, planned: Sequence[PlannedCell], where: str) -> in
             if not kept:
                 raise InputError(_none(key, wanted, [planned[place] for place in left], where))
             left = kept
+    if asked:
+        victims = [(planned[place].model_label, planned[place].defense_label) for place in left]
+        left = [place for number, place in enumerate(left) if victims[number] not in victims[:number]]
     if len(left) > 1:
         told = [planned[place] for place in left]
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""

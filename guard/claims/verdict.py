@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from guard.statistics import holm, interval, mcnemar
+from guard.claims.lines import SHARES
+from guard.statistics import holm, interval, mcnemar, median_interval
 
 Ruling = Literal["supported", "contradicted", "undecided"]
 
@@ -16,14 +18,14 @@ _ROUNDED = 1e-12  # what a difference of two fractions may lack of the margin it
 
 
 class Figure(BaseModel):
-    """One of the two shares that a line compares."""
+    """One of the two that a line compares."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     """What it is of: 'low on at, adaptive'; 'blocks of 4'."""
-    share: float | None = None
-    """A fraction of all images; None where there is none."""
+    value: float | None = None
+    """A fraction of images, or the median over them; None where there is none."""
     interval: tuple[float, float] | None = None
     """95 %."""
     mark: str = ""
@@ -38,28 +40,37 @@ class Comparison(BaseModel):
     line: int
     """Its place in `expect`, from 0."""
     seed: int
+    figure: str = "robust-accuracy"
+    """robust-accuracy, shape-bias, jump, likeness or seconds; agreement of shuffled images; decisions for a cue."""
+    layer: str | None = None
+    """Of a jump."""
     lower: Figure
     higher: Figure
     by: float = 0.0
-    """How much lower the one must be at least."""
+    """How much lower the one must be at least; of figures that are no shares, as a fraction of the higher one."""
     difference: float | None = None
     """higher - lower: above 0 as expected."""
     sign: int = 0
     """1 as expected, -1 the other way round, 0 where the shares, or the images that they differ on, show neither."""
     p_value: float | None = None
-    """That the two differ by chance: McNemar's exact test on the images, two-sided."""
+    """That the two differ by chance: the exact sign test on the images, two-sided, which for flags is McNemar's; None
+    of one measurement each, such as seconds."""
     p_corrected: float | None = None
     """The same after Holm's correction for all lines and seeds."""
 
     @property
     def significant(self) -> bool:
-        """Whether the two differ by more than chance."""
-        return self.p_corrected is not None and self.p_corrected < LEVEL
+        """Whether the two differ by more than chance, where a test can tell; else whether they differ."""
+        if self.p_corrected is None:
+            return self.difference is not None
+        return self.p_corrected < LEVEL
 
     @property
     def wide(self) -> bool:
         """Whether the difference is as large as expected."""
-        return self.difference is not None and self.difference >= self.by - _ROUNDED
+        if self.difference is None or self.higher.value is None:
+            return False
+        return self.difference >= self.by * (1 if self.figure in SHARES else self.higher.value) - _ROUNDED
 
     @property
     def holds(self) -> bool:
@@ -70,6 +81,19 @@ class Comparison(BaseModel):
     def reversed(self) -> bool:
         """Whether it is the other way round."""
         return self.significant and self.sign < 0
+
+
+class Chart(BaseModel):
+    """Lines over named places, for a picture."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
+
+    title: str
+    places: tuple[str, ...]
+    lines: dict[str, tuple[float, ...]]
+    """Name -> a value for each place."""
+    share: bool
+    """Whether the values are fractions of images."""
 
 
 class Verdict(BaseModel):
@@ -88,6 +112,8 @@ class Verdict(BaseModel):
     """By line, then seed."""
     folders: dict[int, str] = {}
     """Seed -> the folder of its evaluation, beside claim.json."""
+    charts: tuple[Chart, ...] = ()
+    """What the lines are taken from: all sides of a shuffle, all layers of a jump."""
     config: dict[str, Any]
     versions: dict[str, str]
 
@@ -96,27 +122,55 @@ class Verdict(BaseModel):
 
 
 def compared(
-    line: int, seed: int, lower: Figure, higher: Figure, by: float | None, stands: Sequence[NDArray[Any]]
+    line: int,
+    seed: int,
+    lower: Figure,
+    higher: Figure,
+    by: float | None,
+    values: Sequence[NDArray[Any]],
+    figure: str = "robust-accuracy",
+    layer: str | None = None,
 ) -> Comparison:
-    """A line in a seed, from how far each image stands under the lower and the higher figure: bool or float (N,).
+    """A line in a seed, from the lower and the higher figure of each image: bool or float (N,), NaN where it has none.
 
-    Shares of draws are compared by their mean, and counted as standing above one half.
+    Shares of draws are compared by their mean, and counted as standing above one half; what is no share is compared by
+    its median. An image says which is higher only where it has both; with one value each there is no test.
     """
-    low, high = stands
-    flags = low > 0.5, high > 0.5
-    one, other = int((flags[1] & ~flags[0]).sum()), int((flags[0] & ~flags[1]).sum())
-    difference = float(high.mean() - low.mean())
-    sign = 1 if one > other and difference > 0 else -1 if one < other and difference < 0 else 0
+    shares = figure in SHARES
+    low, high = (each.astype(np.float64) for each in values)
+    pair = [np.where(np.isnan(each), each, each > 0.5) if shares else each for each in (low, high)]
+    one, other = int((pair[1] > pair[0]).sum()), int((pair[0] > pair[1]).sum())
+    figures = [_with(*item, shares) for item in ((lower, low), (higher, high))]
+    ends = [item.value for item in figures]
+    difference = None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
+    tested = len(low) > 1
+    sign = 0
+    if difference is not None:
+        sign = (difference > 0) - (difference < 0)
+        sign = sign if not tested or (one - other) * sign > 0 else 0
     return Comparison(
         line=line,
         seed=seed,
-        lower=lower.model_copy(update={"share": float(low.mean()), "interval": interval(low)}),
-        higher=higher.model_copy(update={"share": float(high.mean()), "interval": interval(high)}),
+        figure=figure,
+        layer=layer,
+        lower=figures[0],
+        higher=figures[1],
         by=by or 0.0,
         difference=difference,
         sign=sign,
-        p_value=mcnemar(one, other),
+        p_value=mcnemar(one, other) if tested and difference is not None else None,
     )
+
+
+def _with(figure: Figure, values: NDArray[Any], shares: bool) -> Figure:
+    """A figure with its value and interval; without, where no image has one."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return figure
+    if len(values) == 1:
+        return figure.model_copy(update={"value": float(known[0])})
+    bounds = interval(known) if shares else median_interval(known)
+    return figure.model_copy(update={"value": float(known.mean() if shares else np.median(known)), "interval": bounds})
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -149,7 +203,10 @@ def _open(line: Sequence[Comparison]) -> str:
     if not failing:
         return ""
     kinds = {
-        "shows no difference beyond chance": [item for item in failing if not item.significant],
+        "has no figure": [item for item in failing if item.difference is None],
+        "shows no difference beyond chance": [
+            item for item in failing if item.difference is not None and not item.significant
+        ],
         "is significantly reversed": [item for item in failing if item.reversed],
         "differs by less than asked": [item for item in failing if item.significant and item.sign > 0],
         "has draws and majorities disagree": [item for item in failing if item.significant and item.sign == 0],

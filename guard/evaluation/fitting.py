@@ -1,39 +1,32 @@
 """Fitting: learned attacks learn here, each once for all that decides it, on training images alone."""
 
-import shutil
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import nn
 
 from guard.attack import MinimalAttack
 from guard.config import EvaluationConfig
-from guard.environment import libraries
 from guard.errors import ContractError, InputError, NotApplicable, blamed
 from guard.evaluation.job import Job, Note
+from guard.evaluation.learning import Images, Learning
 from guard.evaluation.network import DEFENSE, full_precision
 from guard.evaluation.outcome import targets_for
-from guard.evaluation.overlap import Overlap, prints
+from guard.evaluation.overlap import Overlap
 from guard.evaluation.prepare import Workshop
 from guard.evaluation.result import Fit
+from guard.evaluation.stages import check_defenses
 from guard.evaluation.store import Store
 from guard.goal import Goal
-from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.layers import held, placed
+from guard.layers import held
 from guard.learned import LearnedAttack
 from guard.progress import Progress
-from guard.recipe import Training
-from guard.rng import Rng, seeded
+from guard.rng import Rng
 from guard.source import Data
-from guard.training.fabric import fabric
 from guard.training.lesson import Attacking
-from guard.training.loop import estimate, train
-from guard.training.validation import hold_out
 from guard.victim import Victim
-from guard.weights import read_note, save_tensors
+from guard.weights import read_note
 
 
 class Fitting:
@@ -50,23 +43,22 @@ class Fitting:
         *,
         no_train: bool,
     ) -> None:
-        """`evaluated`: the images that no attack may learn on."""
+        """`evaluated`: the images that nothing may learn on. Raises InputError where a defense does."""
         self._config, self._store, self._device, self._progress = config, store, device, progress
-        self._workshop, self._overlap, self._no_train = workshop, Overlap(evaluated), no_train
-        self._dtype = config.dtype
-        self._keys: dict[tuple[object, ...], str] = {}
+        self._learning = Learning(config, store, device, progress, workshop.training_data, no_train)
+        self._overlap, self._dtype = Overlap(evaluated), config.dtype
+        self._paths: dict[tuple[object, ...], Path] = {}
         self._done: dict[tuple[object, ...], tuple[LearnedAttack, Fit] | ContractError] = {}
-        self._parts: dict[int | None, tuple[Data, str]] = {}
+        check_defenses(config, self._learning, self._overlap, progress.say)
 
     def announce(self, jobs: Iterable[Job]) -> None:
         """Say what must be learned and about how long it takes. Raises InputError where that is forbidden."""
-        told: dict[str, str] = {}
+        told: dict[Path, str] = {}
         for job in jobs:
-            if not job.must_learn or job.refusal or self._path(job).exists() or self._key(job) in told:
+            if not job.must_learn or job.refusal or self._path(job).exists() or self._path(job) in told:
                 continue
-            if self._no_train:
-                raise InputError(f"{job.who} must learn, and --no-train forbids it. Give weights, or allow training")
-            told[self._key(job)] = f"{job.label} against {job.on} (about {max(self._estimate(job), 1):.0f} s)"
+            self._learning.permit(job.who)
+            told[self._path(job)] = f"{job.label} against {job.on} (about {max(self._estimate(job), 1):.0f} s)"
         if told:
             self._progress.say(f"to learn first: {', '.join(told.values())}")
 
@@ -103,9 +95,9 @@ class Fitting:
         """What it has learned already, or a file says; None where it has to learn."""
         if job.must_learn:
             return None
-        where, dataset = f"'{job.attack.weights}'" if not job.attack.learned else job.who, self._config.dataset
-        attack = job.attack if job.attack.learned else job.attack.loaded(dataset.num_classes, dataset.image_shape)
-        return placed(attack.module, self._device, self._dtype), job.read(attack.note, where)
+        where = job.who if job.attack.learned else f"'{job.attack.weights}'"
+        attack = self._learning.given(job.attack)
+        return attack.module, job.read(attack.note, where)
 
     def _kept(self, job: Job) -> tuple[nn.Module, Note] | None:
         """What the store holds; None where it holds nothing, or something damaged."""
@@ -120,55 +112,41 @@ class Fitting:
             return None
 
     def _learn(self, job: Job) -> tuple[nn.Module, Note]:
-        data, known = self._data(job)
-        recipe, path, module = self._recipe(job), self._path(job), self._unfitted(job)
-        learned, held_out = hold_out(data, recipe.validation, job.seed)
+        images, path, module = self._images(job), self._path(job), self._unfitted(job)
         what = f"{job.who} learning against {job.on}"
         with held(job.network.model), full_precision(self._device), blamed(what):
             victim, lesson = self._lesson(job)
-            course = train(
+            course = self._learning.train(
+                job.attack,
                 module,
                 lesson,
-                lesson.numbered(data),
+                lesson.numbered(images.data),
                 job.ball,
-                recipe,
-                num_classes=self._config.dataset.num_classes,
                 seed=job.seed,
-                fabric=fabric(recipe, self._device),
-                progress=self._progress,
                 what=what,
-                folder=path.with_suffix(""),
-                judge=lesson.judge,
+                path=path,
                 memory=lesson.memory,
             )
         broken = int(victim.counts.broken.sum())
         if broken:
-            raise ContractError(f"{what} met gradients with NaN or infinity for {broken} of {len(data)} images")
+            raise ContractError(f"{what} met gradients with NaN or infinity for {broken} of {len(images.data)} images")
         note = Note(
             attack=job.attack.model_dump(mode="json"),
             model=job.on,
-            dataset=self._config.dataset.name,
-            images=len(learned),
-            held_out=len(held_out),
             shared=0,
             goal=str(job.goal),
             norm=job.threat.norm,
             epsilon=None if isinstance(job.attack, MinimalAttack) else job.threat.epsilon,
-            seed=job.seed,
             forwards=int(victim.counts.forwards.sum()),
             backwards=int(victim.counts.backwards.sum()),
-            seconds=sum(epoch.seconds for epoch in course.epochs),
-            epochs=tuple(course.epochs),
-            kept=course.kept,
-            prints=known,
+            **dict(self._learning.told(job.attack, images, course, job.seed)),
         )
-        save_tensors(module.state_dict(), path, note=note.model_dump_json())
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+        self._learning.keep(module, path, note)
         return module, note
 
     def _lesson(self, job: Job) -> tuple[Victim, Attacking]:
         """A victim that is bound to all training images, and the lesson that hands out parts of it."""
-        (data, _), dataset = self._data(job), self._config.dataset
+        data, dataset = self._images(job).data, self._config.dataset
         index, labels = data.index.to(self._device), data.labels.to(self._device)
         blank = torch.zeros((), dtype=self._dtype, device=self._device).expand(len(data), *dataset.image_shape)
         victim = Victim(
@@ -184,66 +162,28 @@ class Fitting:
         return victim, Attacking(job.attack, victim, Goal(labels, targets), job.ball, job.seed, self._dtype)
 
     def _unfitted(self, job: Job) -> nn.Module:
-        dataset = self._config.dataset
-        with blamed(job.who), seeded(job.seed, self._device):
-            return job.attack.unfitted(dataset.num_classes, dataset.image_shape).to(self._device, self._dtype)
-
-    def _recipe(self, job: Job) -> Training:
-        with blamed(job.who):
-            return job.attack.training()
+        return self._learning.unfitted(job.attack, job.who, job.seed)
 
     def _estimate(self, job: Job) -> float:
         """About how long it learns, in seconds; 0 where it fails, of which learning itself will tell."""
-        data, _ = self._data(job)
+        images = self._images(job)
         try:
-            recipe, module = self._recipe(job), self._unfitted(job)
+            module = self._unfitted(job)
             with held(job.network.model), full_precision(self._device), blamed(job.who):
                 _, lesson = self._lesson(job)
-                return estimate(
-                    module,
-                    lesson,
-                    lesson.numbered(data),
-                    job.ball,
-                    recipe,
-                    num_classes=self._config.dataset.num_classes,
-                    fabric=fabric(recipe, self._device),
-                )
+                return self._learning.estimate(job.attack, module, lesson, lesson.numbered(images.data), job.ball)
         except ContractError:
             return 0.0
 
-    def _data(self, job: Job) -> tuple[Data, str]:
-        """The training images that it learns on, and their prints. Raises InputError where they are evaluated."""
-        size = job.attack.images
-        if size not in self._parts:
-            data = self._workshop.training_data(job.who)
-            data = data if size is None else self._config.dataset.sample(data, size, self._config.seed[0])
-            known = prints(data)
-            self._overlap.shared(known, job.who)
-            self._parts[size] = data, known
-        return self._parts[size]
+    def _images(self, job: Job) -> Images:
+        """What it learns on. Raises InputError where those are evaluated."""
+        images = self._learning.images(job.attack, job.who)
+        self._overlap.shared(images.prints, job.who)
+        return images
 
     def _path(self, job: Job) -> Path:
-        return self._store.weights(self._key(job))
-
-    def _key(self, job: Job) -> str:
-        """Of all that decides what is learned; one of its own where something in it cannot be hashed."""
-        if job.place not in self._keys:
-            found = uuid4().hex
-            if job.network.key is not None:
-                data, _ = self._data(job)
-                with suppress(UnkeyableError):
-                    found = key(
-                        component_key(job.attack.model_copy(update={"refit": False})),
-                        self._recipe(job).model_dump_json(),
-                        job.network.key,
-                        data_key(data),
-                        str(job.goal),
-                        job.ball.model_dump_json(),
-                        job.seed,
-                        str(self._dtype),
-                        framework_source("", "training", "evaluation"),
-                        libraries(),
-                        self._device.type,
-                    )
-            self._keys[job.place] = found
-        return self._keys[job.place]
+        if job.place not in self._paths:
+            attack, images = job.attack.model_copy(update={"refit": False}), self._images(job).key
+            game = images, str(job.goal), job.ball.model_dump_json(), job.seed
+            self._paths[job.place] = self._learning.path(attack, job.who, job.network, *game)
+        return self._paths[job.place]

@@ -1,4 +1,4 @@
-"""Overlap: whether what an attack learns on is what it is evaluated on."""
+"""Overlap: whether what an attack or a defense learns on is what it is evaluated on."""
 
 import base64
 import hashlib

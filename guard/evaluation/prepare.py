@@ -273,7 +273,7 @@ class Workshop:
 
 def _check_order(left: Stack) -> None:
     for member in left.members:
-        if isinstance(member, LearnedDefense) and not member.learned and member.weights is None:
+        if isinstance(member, LearnedDefense) and member.must_learn:
             raise InputError(
                 f"defense '{member.name}' learns in front of a trained network, and stands left of "
                 f"'{left.members[-1].name}', which trains it. Write it to the right"

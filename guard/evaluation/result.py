@@ -192,10 +192,12 @@ class Results(BaseModel):
     """Cell key -> pictures; not part of results.json."""
     standing: dict[str, NDArray[Any]] = {}
     """Cell key -> the share of draws on which each image stands, bool or float (N,); not part of results.json."""
+    adversarial: dict[str, NDArray[Any]] = {}
+    """Cell key -> the adversarial images (N, C, H, W), where they were to be kept; not part of results.json."""
 
     def to_json(self) -> str:
         """The text of results.json."""
-        return self.model_dump_json(indent=2, exclude={"pictures", "standing"})
+        return self.model_dump_json(indent=2, exclude={"pictures", "standing", "adversarial"})
 
     def to_frame(self) -> Any:
         """The cells as a pandas DataFrame; needs pandas."""

@@ -1,9 +1,9 @@
 """Rows: a computed plan as the cells, worst cases and pictures of a result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,12 @@ from guard.evaluation.summary import (
 )
 from guard.keys import key
 from guard.learned import LearnedAttack
+from guard.learned_defense import LearnedDefense
+from guard.learner import Learner
 from guard.source import Data, DatasetSource
 from guard.statistics import interval
 
+L = TypeVar("L", bound=Learner)
 _LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance
 
 
@@ -88,6 +91,11 @@ class Table:
             if item.outcome is not None and item.clean is not None
         }
 
+    @property
+    def adversarial(self) -> dict[str, NDArray[Any]]:
+        """The adversarial images of each cell that has a valid outcome, by the cell's key."""
+        return {item.cell.key: item.outcome["adversarial"] for item in self.scored if item.outcome is not None}
+
     def pictures(self, ledger: Ledger) -> dict[str, Pictures]:
         """A few images of each cell that has a valid outcome."""
         names, first = self.config.dataset.class_names, self.data[:PICTURES].loaded()
@@ -114,21 +122,32 @@ class Table:
         A perturbation that was learned for all images is written as LABEL.png too, in 8 bits: level 128 where nothing
         changes, 0 and 255 at minus and plus its largest absolute value.
         """
-        learned: dict[str, dict[int, tuple[Path, LearnedAttack]]] = {}
+        for label, home, attack in _saved(self._attacks(), folder):
+            perturbation = _perturbation(attack, label)
+            if perturbation is not None:
+                picture = bitmap.centered(perturbation, bitmap.largest(perturbation))
+                (home / f"{label}.png").write_bytes(bitmap.png(picture))
+
+    def write_defenses(self, folder: Path) -> None:
+        """Write what defenses learned, as `write_attacks` does, in a stack of several under their names."""
+        _saved(self._defenses(), folder)
+
+    def _attacks(self) -> Iterator[tuple[str, str, LearnedAttack]]:
+        """Those that learned: label, a name of its own, attack."""
         for planned, item in zip(self.planned, self.scored, strict=True):
             for trial in planned.trials:
                 if isinstance(trial.attack, LearnedAttack):
-                    found = learned.setdefault(item.cell.label, {})
-                    name = item.cell.key if trial is planned.trials[0] else f"{item.cell.key}-{trial.name}"
-                    found.setdefault(id(trial.attack), (folder / name, trial.attack))
-        for label, found in learned.items():
-            for own, attack in found.values():
-                home = folder if len(found) == 1 else own
-                attack.save(home / f"{label}.safetensors")
-                perturbation = _perturbation(attack, label)
-                if perturbation is not None:
-                    picture = bitmap.centered(perturbation, bitmap.largest(perturbation))
-                    (home / f"{label}.png").write_bytes(bitmap.png(picture))
+                    own = item.cell.key if trial is planned.trials[0] else f"{item.cell.key}-{trial.name}"
+                    yield item.cell.label, own, trial.attack
+
+    def _defenses(self) -> Iterator[tuple[str, str, LearnedDefense]]:
+        """Those that learned: label, a name of its own, defense."""
+        for planned, item in zip(self.planned, self.scored, strict=True):
+            alone = len(planned.cell.defense.members) == 1
+            stages = () if planned.victim is None else planned.victim.stages
+            for number, stage in enumerate(stage for stage in stages if isinstance(stage, LearnedDefense)):
+                own = f"{item.cell.key}-{number + 1}" if number else item.cell.key
+                yield item.cell.defense if alone else stage.name, own, stage
 
     def write_images(self, folder: Path) -> None:
         """Write the adversarial images of each cell, in a folder of its own where another cell has the same label."""
@@ -139,6 +158,21 @@ class Table:
             home.mkdir(parents=True, exist_ok=True)
             arrays = {"adversarial": outcome["adversarial"], "indices": self.data.index.numpy()}
             write_arrays(home / f"{cell.label}.npz", arrays | {"labels": self.data.labels.numpy()})
+
+
+def _saved(found: Iterable[tuple[str, str, L]], folder: Path) -> list[tuple[str, Path, L]]:
+    """Save what learned, once each: label, where it lies, what learned."""
+    labels: dict[str, dict[int, tuple[str, L]]] = {}
+    for label, own, learner in found:
+        labels.setdefault(label, {}).setdefault(id(learner), (own, learner))
+    saved = [
+        (label, folder if len(several) == 1 else folder / own, learner)
+        for label, several in labels.items()
+        for own, learner in several.values()
+    ]
+    for label, home, learner in saved:
+        learner.save(home / f"{label}.safetensors")
+    return saved
 
 
 def _perturbation(attack: Attack, label: str) -> NDArray[np.float32] | None:

@@ -47,10 +47,8 @@ def run(
 ) -> Results:
     """Evaluate a config. What the store holds already is not computed again, so a killed run goes on where it stopped.
 
-    `keep_images` writes the adversarial images under `out`/images. Raises InputError.
+    `keep_images` keeps the adversarial images in the result and, with `out`, under `out`/images. Raises InputError.
     """
-    if keep_images and out is None:
-        raise InputError("keep_images has no folder to keep them in. Give out=...")
     began, started = datetime.now(UTC), time.perf_counter()
     progress, store, device = progress or Progress(), store or Store(), device_of(config.device)
     environment = environment_key(device, config.precision)
@@ -65,6 +63,7 @@ def run(
     table = Table.of(config, data, planned, ledger)
     if out is not None:
         table.write_attacks(out / "attacks")
+        table.write_defenses(out / "defenses")
     if out is not None and keep_images:
         table.write_images(out / "images")
     return Results(
@@ -84,6 +83,7 @@ def run(
         worst_case=table.worst_case,
         pictures=table.pictures(ledger),
         standing=table.standing,
+        adversarial=table.adversarial if keep_images else {},
     )
 
 

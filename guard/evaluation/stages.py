@@ -1,30 +1,36 @@
 """Stages: what acts on the images in front of a network, taught where it must learn first."""
 
-import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 import torch
-from torch import nn
+from pydantic import ValidationError
 
 from guard.config import EvaluationConfig
 from guard.defense import Defense
-from guard.environment import libraries
-from guard.errors import ContractError, InputError, blamed
+from guard.errors import blamed
+from guard.evaluation.learning import Learning, Told
 from guard.evaluation.network import Network, full_precision
+from guard.evaluation.overlap import Overlap
 from guard.evaluation.store import Store
-from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
-from guard.layers import held, placed
+from guard.layers import held
 from guard.learned_defense import LearnedDefense
 from guard.progress import Progress
-from guard.rng import seeded
 from guard.source import Data
-from guard.training.fabric import fabric
 from guard.training.lesson import Preparing
-from guard.training.loop import estimate, train
-from guard.weights import save_tensors
+from guard.weights import read_note
+
+
+class Note(Told):
+    """What is kept beside what a defense learned."""
+
+    defense: dict[str, Any]
+    """Its parameters."""
+    model: str | None
+    """What it learned in front of; None where that decides nothing."""
+    norm: str
+    epsilon: float
 
 
 class Stages:
@@ -41,8 +47,8 @@ class Stages:
     ) -> None:
         """`data` gives the training images, to whoever is named."""
         self._config, self._store, self._device, self._progress = config, store, device, progress
-        self._data, self._no_train = data, no_train
-        self._done: dict[str, LearnedDefense] = {}
+        self._learning = Learning(config, store, device, progress, data, no_train)
+        self._done: dict[Path | int, LearnedDefense] = {}
 
     def ready(self, stage: Defense, network: Network, name: str) -> Defense:
         """The stage as it acts in front of a network, which `name` names.
@@ -51,76 +57,66 @@ class Stages:
         """
         if not isinstance(stage, LearnedDefense):
             return stage
-        if stage.learned:
-            return stage.fitted(placed(stage.module, self._device, self._config.dtype), stage.note)
-        dataset = self._config.dataset
-        if stage.weights is not None:
-            loaded = stage.loaded(dataset.num_classes, dataset.image_shape)
-            module = placed(loaded.module.requires_grad_(False), self._device, self._config.dtype)
-            return loaded.fitted(module, loaded.note)
-        place = self._key(stage, network)
+        place = self._path(stage, network) if stage.must_learn else id(stage)
         if place not in self._done:
-            path = self._store.weights(place)
-            with self._store.alone(path, self._progress.say):
-                kept = self._store.load(path, lambda: self._unfitted(stage))
-                module = kept or self._taught(stage, network, path, name)
-            self._done[place] = stage.fitted(module.requires_grad_(False))
+            if isinstance(place, Path):
+                with self._store.alone(place, self._progress.say):
+                    self._done[place] = self._kept(stage, place) or self._taught(stage, network, place, name)
+            else:
+                self._done[place] = self._learning.given(stage)
         return self._done[place]
 
-    def _taught(self, stage: LearnedDefense, network: Network, path: Path, name: str) -> nn.Module:
-        who = f"defense '{stage.name}'"
-        if self._no_train:
-            raise InputError(f"{who} must learn, and --no-train forbids it. Give weights, or allow training")
+    def _kept(self, stage: LearnedDefense, path: Path) -> LearnedDefense | None:
+        """With what the store holds; None where it holds nothing, or something damaged."""
+        module = self._store.load(path, lambda: self._learning.unfitted(stage, _who(stage), self._config.seed[0]))
+        return None if module is None else stage.fitted(module.requires_grad_(False), read_note(path) or "")
+
+    def _taught(self, stage: LearnedDefense, network: Network, path: Path, name: str) -> LearnedDefense:
+        who, seed, threat = _who(stage), self._config.seed[0], self._config.threat[0]
+        self._learning.permit(who)
         what = f"{who} learning in front of {name}" if stage.against else f"{who} learning"
-        data, module, recipe, seed = self._images(stage), self._unfitted(stage), stage.training(), self._config.seed[0]
-        threat = self._config.threat[0]
+        images, module = self._learning.images(stage, who), self._learning.unfitted(stage, who, seed)
         lesson = Preparing(stage, network.model, threat, seed, self._config.dtype)
-        settings = {"num_classes": self._config.dataset.num_classes, "fabric": fabric(recipe, self._device)}
         with held(network.model), full_precision(self._device), blamed(what):
-            seconds = estimate(module, lesson, data, threat, recipe, **settings)  # type: ignore[arg-type]
+            seconds = self._learning.estimate(stage, module, lesson, images.data, threat)
             self._progress.say(f"{what} (about {max(seconds, 1):.0f} s)")
-            course = train(
-                module,
-                lesson,
-                data,
-                threat,
-                recipe,
-                seed=seed,
-                progress=self._progress,
-                what=what,
-                folder=path.with_suffix(""),
-                judge=lesson.judge,
-                **settings,  # type: ignore[arg-type]
-            )
-            if course.kept is None:
-                raise ContractError(f"{what}: {course.epochs[-1].events[-1]}. Train it otherwise")
-        save_tensors(module.state_dict(), path)
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-        return module
+            course = self._learning.train(stage, module, lesson, images.data, threat, seed=seed, what=what, path=path)
+        note = Note(
+            defense=stage.model_dump(mode="json"),
+            model=name if stage.against else None,
+            norm=threat.norm,
+            epsilon=threat.epsilon,
+            **dict(self._learning.told(stage, images, course, seed)),
+        )
+        self._learning.keep(module, path, note)
+        return stage.fitted(module.requires_grad_(False), note.model_dump_json())
 
-    def _unfitted(self, stage: LearnedDefense) -> nn.Module:
-        dataset = self._config.dataset
-        with blamed(f"defense '{stage.name}'"), seeded(self._config.seed[0], self._device):
-            return stage.unfitted(dataset.num_classes, dataset.image_shape).to(self._device, self._config.dtype)
+    def _path(self, stage: LearnedDefense, network: Network) -> Path:
+        who, threat = _who(stage), self._config.threat[0].model_dump_json()
+        images = self._learning.images(stage, who).key
+        return self._learning.path(stage, who, network if stage.against else None, threat, images, self._config.seed[0])
 
-    def _images(self, stage: LearnedDefense) -> Data:
-        data = self._data(f"defense '{stage.name}'")
-        return data if stage.images is None else self._config.dataset.sample(data, stage.images, self._config.seed[0])
 
-    def _key(self, stage: LearnedDefense, network: Network) -> str:
-        """Of all that decides what it learns; one of its own where something in it cannot be hashed."""
-        if not stage.against or network.key is not None:
-            with suppress(UnkeyableError):
-                return key(
-                    component_key(stage),
-                    stage.training().model_dump_json(),
-                    network.key if stage.against else None,
-                    self._config.threat[0].model_dump_json(),
-                    data_key(self._images(stage)),
-                    self._config.seed[0],
-                    str(self._config.dtype),
-                    framework_source("", "training", "evaluation"),
-                    libraries(),
-                    self._device.type,
-                )
-        return uuid4().hex
+def check_defenses(config: EvaluationConfig, learning: Learning, overlap: Overlap, say: Callable[[str], None]) -> None:
+    """Raise InputError where a defense learned, or would learn, on images that are evaluated; say where on a few."""
+    members = [member for entry in config.defenses for member in entry.stack.members]
+    for stage in {id(member): member for member in members if isinstance(member, LearnedDefense)}.values():
+        who = _who(stage)
+        known = learning.images(stage, who).prints if stage.must_learn else _prints(stage)
+        if known is None:
+            say(f"{who} does not say which images it learned on; the evaluated ones may be among them")
+        elif shared := overlap.shared(known, who):
+            say(f"{who} has {shared} of the evaluated images among those that it learned on")
+
+
+def _prints(stage: LearnedDefense) -> str | None:
+    """Of the images that it learned on, if its note, or its file's, says so."""
+    note = stage.note if stage.learned else read_note(Path(str(stage.weights)).expanduser())
+    try:
+        return Told.model_validate_json(note or "").prints
+    except ValidationError:
+        return None
+
+
+def _who(stage: LearnedDefense) -> str:
+    return f"defense '{stage.name}'"

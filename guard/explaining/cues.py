@@ -56,6 +56,17 @@ def shape_bias(predictions: Tensor, shapes: Tensor, textures: Tensor) -> ShapeBi
     )
 
 
+def decisions(predictions: Tensor, shapes: Tensor, textures: Tensor) -> Tensor:
+    """What each image was decided by, float64 (N,): 1 its shape, 0 its texture, NaN neither, or where both are one.
+
+    Their mean without the NaN is the shape bias.
+    """
+    found = torch.full(predictions.shape, torch.nan, dtype=torch.float64)
+    found[predictions == textures] = 0
+    found[predictions == shapes] = 1
+    return found.masked_fill(shapes == textures, torch.nan)
+
+
 def categories(probabilities: Tensor, members: Sequence[Sequence[int]]) -> Tensor:
     """The category that a network of other classes decides for, int64 (N,), of its probabilities (N, K).
 

@@ -1,4 +1,4 @@
-"""Jumps: how far an attack moves what each layer of a network answers."""
+"""Jumps: how far an attack moves what each layer of a network answers, and how alike its perturbations are."""
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,19 @@ def jumps(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Ten
         with recorded(model, names, len(both)) as features:
             model(both)
     return {name: _relative(*features[name].flatten(1).chunk(2)) for name in names}
+
+
+def likeness(perturbations: Tensor) -> Tensor:
+    """The mean cosine of each perturbation (N, C, H, W) with all others that are not zero, float64 (N,).
+
+    1: one perturbation for all images. NaN for a perturbation of zeros, and where there is no other.
+    """
+    flat = perturbations.flatten(1).double()
+    length = flat.norm(dim=1, keepdim=True)
+    directions = torch.where(length > 0, flat / length, 0)
+    others = int((length > 0).sum()) - 1
+    mean = (directions @ directions.sum(0) - 1) / others
+    return mean.masked_fill((length[:, 0] == 0) | (others < 1), torch.nan)
 
 
 def _relative(before: Tensor, after: Tensor) -> Tensor:

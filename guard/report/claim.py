@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from guard.claims.verdict import LEVEL, Comparison, Figure, Verdict
+from guard.claims.lines import SHARES
+from guard.claims.verdict import Comparison, Figure, Verdict
 from guard.errors import InputError
-from guard.report.text import NOT_COMPUTED, many, percent
+from guard.report.claim_chart import drawn
+from guard.report.claim_words import chance, difference, method, outcome, said, shown
+from guard.report.text import many
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,15 +29,16 @@ _OUTCOMES = {"holds": "green", "reversed": "red", "undecided": "yellow"}
 def show(verdict: Verdict, console: Console) -> None:
     """Print the sentence and what was measured of each line in each seed."""
     console.print(Text(f"\n{verdict.claim}", style="bold"))
-    console.print(Text(f"{many(verdict.images, 'image')}; shares in % [95 % interval]; {_method()}"))
+    console.print(
+        Text(f"{many(verdict.images, 'image')}; figures [95 % interval], shares in %; {method(verdict.comparisons)}")
+    )
     for rows in lines(verdict):
         console.print(Text(f"\n{said(rows)}"))
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for header in ("seed", "lower", "higher", "difference", "p"):
-            table.add_column(header, justify="right", no_wrap=True)
-        table.add_column("")
+        for header in ("seed", "lower", "higher", "difference", "p", ""):
+            table.add_column(header, justify="right" if header else "left", no_wrap=header not in ("lower", "higher"))
         for item in rows:
-            told, figures = outcome(item), (share(item.lower), share(item.higher), points(item))
+            told, figures = outcome(item), (shown(item, item.lower), shown(item, item.higher), difference(item))
             cells = [Text(text) for text in (str(item.seed), *figures, chance(item.p_corrected))]
             table.add_row(*cells, Text(told, style=_OUTCOMES[told]))
         console.print(table)
@@ -46,7 +51,8 @@ def page(verdict: Verdict) -> str:
     return _template().render(
         verdict=verdict,
         lines=lines(verdict),
-        method=_method(),
+        method=method(verdict.comparisons),
+        charts=[drawn(chart) for chart in verdict.charts],
         config=yaml.safe_dump(verdict.config, sort_keys=False, allow_unicode=True),
         light=(),
         dark=(),
@@ -68,39 +74,13 @@ def lines(verdict: Verdict) -> list[list[Comparison]]:
     return [list(rows) for _, rows in groupby(verdict.comparisons, key=lambda item: item.line)]
 
 
-def said(rows: Sequence[Comparison]) -> str:
-    """What a line expects: '1: low on at, adaptive, is below pgd on at, adaptive, by at least 5 points'."""
-    line = rows[0]
-    margin = f", by at least {100 * line.by:g} points" if line.by else ""
-    return f"{line.line + 1}: {line.lower.name} is below {line.higher.name}{margin}"
-
-
-def outcome(item: Comparison) -> str:
-    """Whether a line holds in a seed: holds, reversed or undecided."""
-    return "holds" if item.holds else "reversed" if item.reversed else "undecided"
-
-
-def share(figure: Figure) -> str:
-    """A figure in percent with its interval: '49.9 [45.9, 53.9]'; the word for what is wrong with it first."""
-    bounds = figure.interval
-    known = f"{percent(figure.share)} [{percent(bounds[0])}, {percent(bounds[1])}]" if bounds else ""
-    return " ".join(filter(None, (figure.mark.split(":")[0], known))) or NOT_COMPUTED
-
-
-def points(item: Comparison) -> str:
-    """A difference in points: '+4.2'."""
-    return NOT_COMPUTED if item.difference is None else f"{100 * item.difference:+.1f}"
-
-
-def chance(p_value: float | None) -> str:
-    """A p-value: '0.031', '< 0.0001'."""
-    if p_value is None:
-        return NOT_COMPUTED
-    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.2g}"
-
-
-def _method() -> str:
-    return f"p: exact McNemar test of the same images, Holm's correction for all rows, {LEVEL:g} decides"
+def end(rows: Sequence[Comparison]) -> float:
+    """Where the scale of a line ends: at 1 for shares, else at its largest figure."""
+    if rows[0].figure in SHARES:
+        return 1.0
+    known = [bound for item in rows for figure in (item.lower, item.higher) for bound in (figure.interval or ())]
+    known += [figure.value for item in rows for figure in (item.lower, item.higher) if figure.value is not None]
+    return max([bound for bound in known if isfinite(bound)], default=1.0) or 1.0
 
 
 def _figures(verdict: Verdict) -> list[Figure]:
@@ -119,11 +99,12 @@ def _template() -> "Template":
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "share": share,
-        "points": points,
         "chance": chance,
-        "outcome": outcome,
+        "difference": difference,
+        "end": end,
         "many": many,
+        "outcome": outcome,
         "said": said,
     }
+    environment.globals["shown"] = shown
     return environment.get_template("claim.html.j2")

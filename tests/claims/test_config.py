@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from guard import InputError, Registry
+from guard import InputError, Registry, configfile
 from guard.claims.config import ClaimConfig
 from guard.claims.selecting import pairs
+from guard.configschema import schema
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "claims"
 EVALUATE: dict[str, Any] = {
@@ -18,6 +20,8 @@ EVALUATE: dict[str, Any] = {
     "defenses": ["none", "median"],
 }
 LINE = {"lower": {"attack": "strong", "defense": "none"}, "higher": {"attack": "fgsm", "defense": "none"}}
+CUES = {"dataset": {"name": "shapes", "split": "conflict"}, "model": EVALUATE["model"]}
+CUE = {"lower": "shape", "higher": "texture"}
 SHUFFLE = {"dataset": "digits", "model": EVALUATE["model"], "sides": [4, 2]}
 
 
@@ -83,8 +87,8 @@ def test_cells_that_no_key_tells_apart(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"shuffle": SHUFFLE}, "a claim has one of evaluate and shuffle (x.yaml)"),
-        ({"evaluate": None}, "a claim has one of evaluate and shuffle (x.yaml)"),
+        ({"shuffle": SHUFFLE}, "a claim has one of evaluate, shuffle and cues (x.yaml)"),
+        ({"evaluate": None}, "a claim has one of evaluate, shuffle and cues (x.yaml)"),
         ({"claim": "  "}, "it says nothing"),
         ({"expect": [{"side": 4, "lower": "pixels", "higher": "blocks"}]}, "expect[0] does not fit what is computed"),
         ({"evaluate": None, "shuffle": SHUFFLE}, "expect[0] does not fit what is computed"),
@@ -98,6 +102,17 @@ def test_cells_that_no_key_tells_apart(registry: Registry) -> None:
         ),
         ({"expect": [LINE | {"by": 5}]}, "by is 5 (x.yaml, expect[0]); it must be below 1"),
         ({"seeds": [1, 1]}, "1 is listed twice"),
+        ({"expect": [LINE | {"figure": "jump"}]}, "a jump is that of a layer"),
+        ({"expect": [LINE | {"layer": "4"}]}, "layer is of a jump, and figure is robust-accuracy"),
+        ({"expect": [LINE | {"figure": "shape-bias"}]}, "expect[0] is about shape-bias (x.yaml); write cues: "),
+        ({"evaluate": None, "cues": CUES}, "expect[0] does not fit what is computed (x.yaml); write {lower: shape, "),
+        ({"cues": CUES}, "cues: evaluate names the models"),
+        ({"cues": {"dataset": CUES["dataset"]}, "evaluate": None, "expect": [CUE]}, "cues: no model is named"),
+        (
+            {"evaluate": None, "cues": CUES | {"dataset": "digits"}, "expect": [CUE]},
+            "cues: data set 'digits' does not say what the textures of its images are",
+        ),
+        ({"evaluate": None, "cues": CUES, "expect": [CUE | {"lower": "texture"}]}, "lower and higher are both texture"),
         ({"expect": None}, "the config lacks the key 'expect' (x.yaml). Add expect: "),
     ],
     ids=str,
@@ -127,11 +142,20 @@ def test_what_is_trained_needs_three_seeds(registry: Registry, evaluate: dict[st
     assert read(registry, evaluate, seeds=[0, 1, 2]).trained in what
 
 
+def test_a_shape_bias_is_of_a_defended_model_whatever_attacks_it(registry: Registry) -> None:
+    line = {"figure": "shape-bias", "lower": {"defense": "none"}, "higher": {"defense": "median"}}
+    cues = {"dataset": CUES["dataset"]}
+    assert pairs(read(registry, cues=cues, expect=[line])) == [(0, 2)]
+    assert "expect[0].lower selects 2 cells" in refused(registry, cues=cues, expect=[line | {"lower": {}}])
+
+
 def test_what_is_not_trained_needs_one(registry: Registry) -> None:
     assert read(registry).trained == ""
     assert read(registry).seeds == (0,)
     line = {"side": 4, "lower": "pixels", "higher": "blocks"}
     assert read(registry, evaluate=None, shuffle=SHUFFLE, expect=[line]).trained == ""
+    assert read(registry, evaluate=None, cues=CUES, expect=[CUE]).trained == ""
+    assert "is trained" in refused(registry, evaluate=None, cues=CUES | {"model": "small-cnn"}, expect=[CUE])
     found = refused(registry, evaluate=None, shuffle=SHUFFLE | {"model": "small-cnn"}, expect=[line])
     assert found.startswith("model 'small-cnn' is trained, and seeds are 1")
 
@@ -144,8 +168,9 @@ def test_what_is_written_reads_again(registry: Registry) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_claims_that_ship(path: Path, registry: Registry) -> None:
-    from guard import configfile
-
+    jsonschema = pytest.importorskip("jsonschema")
     config, _ = configfile.read(ClaimConfig, path)
+    validator = jsonschema.Draft202012Validator(schema(registry, ClaimConfig))
+    assert [error.message for error in validator.iter_errors(yaml.safe_load(path.read_text()))] == []
     assert len(config.seeds) >= 3
-    assert pairs(config) or config.shuffle
+    assert pairs(config) or config.shuffle or config.cues

@@ -58,7 +58,7 @@ def test_an_evaluation_supports_and_contradicts(data: tuple[Tensor, Tensor]) -> 
     assert str(found) == "supported: X."
     (row,) = found.comparisons
     # an image stands where it is further from 0.5 than epsilon: 50 of 100 of them, and 90
-    assert (row.lower.share, row.higher.share, row.difference) == (0.5, 0.9, pytest.approx(0.4))
+    assert (row.lower.value, row.higher.value, row.difference) == (0.5, 0.9, pytest.approx(0.4))
     assert row.p_value == pytest.approx(2 * 0.5**40)
     assert "fgsm on none, adaptive, epsilon 0.05" in row.lower.name
     assert guard.claim(claim(data, [{"lower": NEAR, "higher": WIDE}], Bright())).verdict == "contradicted"
@@ -120,7 +120,7 @@ def test_the_shuffle_experiment() -> None:
     found = guard.claim({"claim": "X.", "shuffle": shuffle, "expect": [line]})
     (row,) = found.comparisons
     (expected,) = agreement(model, images[:150], [4], 0)
-    assert (row.lower.share, row.higher.share, row.p_value) == (expected.blocks, 1.0, expected.p_value)
+    assert (row.lower.value, row.higher.value, row.p_value) == (expected.blocks, 1.0, expected.p_value)
     assert row.lower.interval == expected.blocks_interval
     assert (found.images, found.verdict, found.folders) == (150, "supported", {})
     other = guard.claim({"claim": "X.", "shuffle": shuffle, "expect": [line | {"lower": "pixels", "higher": "blocks"}]})

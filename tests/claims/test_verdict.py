@@ -24,7 +24,7 @@ def ruling(*comparisons: Comparison) -> tuple[str, str]:
 
 def test_figures_difference_and_test_of_flags() -> None:
     item = pair(50, 60)
-    assert (item.lower.share, item.higher.share) == (0.5, 0.6)
+    assert (item.lower.value, item.higher.value) == (0.5, 0.6)
     assert item.difference == pytest.approx(0.1)
     assert item.sign == 1
     assert item.p_value == pytest.approx(2 * 0.5**10)  # ten images, all the same way

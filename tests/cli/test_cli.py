@@ -245,6 +245,7 @@ def test_schema_is_json(typed: Any) -> None:
     code, out, err = typed("schema")
     assert (code, err) == (0, "")
     assert json.loads(out)["properties"]["attacks"]
+    assert json.loads(typed("schema", "--claim")[1])["properties"]["expect"]
 
 
 def test_what_a_plugin_logs_is_said(here: Path, typed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

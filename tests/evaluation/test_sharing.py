@@ -1,6 +1,7 @@
 """What a run shares between cells, keeps, and asks the model for."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import guard
-from guard import Attack, Defense, Goal, InputError, Report, Rng, ThreatModel, Victim
+from guard import Attack, Defense, Goal, Report, Rng, ThreatModel, Victim
 from guard.evaluation import run as running
 
 LINF = ThreatModel(norm="linf", epsilon=0.02)
@@ -216,6 +217,11 @@ def test_training_mode_decides_nothing(linear: nn.Module, images: Tensor, labels
     assert evaluate(linear.eval(), (images, labels)).run["computed_shards"] == 0
 
 
-def test_kept_images_need_a_folder(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
-    with pytest.raises(InputError, match=r"keep_images has no folder to keep them in\. Give out="):
-        evaluate(linear, (images, labels), keep_images=True)
+def test_kept_images_are_in_the_result(linear: nn.Module, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
+    report = evaluate(linear, (images, labels), keep_images=True, out=tmp_path)
+    (kept,) = report.adversarial.values()
+    with np.load(tmp_path / "images" / "recorded.npz") as file:
+        assert np.array_equal(kept, file["adversarial"])
+    assert "adversarial" not in json.loads(report.to_json())
+    assert np.abs(kept - images.numpy()).max() == pytest.approx(0.02, rel=1e-5)
+    assert evaluate(linear, (images, labels)).adversarial == {}

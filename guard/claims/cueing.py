@@ -1,0 +1,62 @@
+"""Cueing: what networks make of images whose shape and texture are of different classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guard.building import framed
+from guard.claims.asking import asked
+from guard.claims.config import ClaimConfig, Cues
+from guard.claims.lines import CueLine
+from guard.claims.verdict import Comparison, Figure, compared
+from guard.evaluation.answer import Answer
+from guard.evaluation.images import load_images
+from guard.evaluation.network import SCORING, Network
+from guard.explaining.cues import decisions
+from guard.goal import Goal
+from guard.progress import Progress
+from guard.rng import Rng
+from guard.source import Data, ModelSource
+
+
+def cues(config: ClaimConfig, seed: int, progress: Progress) -> tuple[list[Comparison], int]:
+    """The lines in one seed, and of how many images whose two cues differ. Raises InputError."""
+    assert config.cues is not None
+    assert config.cues.model is not None
+    network, _, device, dtype = asked(config.cues, config.cues.model, seed, progress)
+    data, textures = cued(config.cues, [config.cues.model], seed)
+    found = decisions(predicted(network, data, device, dtype, seed), data.labels, textures).numpy()
+    flags = {"shape": found == 1, "texture": found == 0}
+    names = {cue: Figure(name=f"taken for the class of the {cue}") for cue in flags}
+    lines = [line for line in config.expect if isinstance(line, CueLine)]
+    rows = [
+        compared(number, seed, names[low], names[high], line.by, [flags[low], flags[high]], "decisions")
+        for number, line in enumerate(lines)
+        for low, high in [(line.lower, line.higher)]
+    ]
+    return rows, len(found)
+
+
+def cued(cues: Cues, sources: Sequence[ModelSource], seed: int) -> tuple[Data, Tensor]:
+    """The images, and the classes of their textures, int64 (N,), without those that are of one class. InputError."""
+    dataset: Any = framed(cues.dataset, [*sources])
+    data = load_images(dataset, cues.limit, seed)
+    textures = dataset.textures(dataset.split)[data.index]
+    conflict = (textures != data.labels).nonzero()[:, 0]
+    return data[conflict].loaded(), textures[conflict]
+
+
+def predicted(
+    network: Network, data: Data, device: torch.device, dtype: torch.dtype, seed: int, draws: int = 1
+) -> Tensor:
+    """The class of each image, int64 (N,): of a network that draws, the one of most of its `draws`."""
+    found = []
+    for batch in data.batches(network.batch_size(data.floats()[:1].to(device, dtype))):
+        images, index = batch.floats().to(device, dtype), batch.index.to(device)
+        rng = Rng(seed, index, tuple(images.shape[1:])).fold(SCORING)
+        count = draws if network.randomized else 1
+        logits = (network.logits(images, rng.fold(draw), draw) for draw in range(count))
+        found.append(Answer.of(logits, Goal(batch.labels.to(device))).prediction.cpu())
+    return torch.cat(found)

@@ -1,0 +1,221 @@
+"""The figures of lines that are no robust accuracies, against what they are by definition."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import guard
+from guard import Data, InputError
+from guard.explaining.jumps import jumps, likeness
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARD_CACHE", str(tmp_path / "cache"))
+
+
+class Two(nn.Module):
+    """A layer that scales and one that sums up."""
+
+    def __init__(self, cap: float = 1e9) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 2)
+        self.cap = cap
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.last(self.first(images).clamp(max=self.cap).flatten(1)))
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor]:
+    images = torch.rand(70, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return images, Two()(images).argmax(1)
+
+
+def evaluated(data: Any, lines: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:
+    threat = [{"norm": "linf", "epsilon": 0.01}, {"norm": "linf", "epsilon": 0.05}]
+    settings = {"dataset": data, "model": Two(), "threat": threat, "attacks": ["fgsm", "noise"]}
+    return {"claim": "X.", "evaluate": settings | keys, "expect": lines}
+
+
+NEAR, FAR = {"attack": "fgsm", "epsilon": 0.01}, {"attack": "fgsm", "epsilon": 0.05}
+
+
+def test_a_jump_is_the_median_over_images_of_what_the_attack_moves(data: tuple[Tensor, Tensor]) -> None:
+    line = {"figure": "jump", "layer": "first", "lower": NEAR, "higher": FAR}
+    found = guard.claim(evaluated(data, [line, line | {"lower": FAR, "higher": NEAR}]))
+    row = found.comparisons[0]
+    keys = {"threat": guard.ThreatModel(norm="linf", epsilon=0.05), "keep_images": True}
+    report = guard.evaluate(Two(), data, attacks=["fgsm"], **keys)  # type: ignore[arg-type]
+    (adversarial,) = map(torch.from_numpy, report.adversarial.values())
+    with torch.no_grad():
+        before, after = (Two().first(images).flatten(1) for images in (data[0], adversarial))
+    expected = ((after - before).norm(dim=1) / before.norm(dim=1)).numpy()
+    assert row.higher.value == pytest.approx(float(np.median(expected)), rel=1e-5)
+    assert row.higher.value > 4 * row.lower.value
+    assert row.holds
+    assert found.comparisons[1].reversed
+    assert found.verdict == "contradicted"
+    (chart, _) = found.charts
+    assert chart.places == ("first", "last")
+    assert list(chart.lines.values())[1][0] == pytest.approx(row.higher.value)
+
+
+def test_images_that_are_not_moved_have_no_jump_and_no_likeness(data: tuple[Tensor, Tensor]) -> None:
+    """A wrong label is success as it stands, so that every second image stays as it is."""
+    images, labels = data
+    labels = torch.where(torch.arange(70) % 2 == 0, labels, 1 - labels)
+    lines = [{"figure": name, "lower": NEAR, "higher": FAR} for name in ("jump", "likeness")]
+    lines[0]["layer"] = "first"
+    mixed = guard.claim(evaluated((images, labels), lines)).comparisons
+    kept = torch.arange(70) % 2 == 0
+    alone = guard.claim(evaluated((images[kept], labels[kept]), lines)).comparisons
+    assert [row.higher.value for row in mixed] == pytest.approx([row.higher.value for row in alone])
+
+
+def test_a_layer_that_is_not_there(data: tuple[Tensor, Tensor]) -> None:
+    line = {"figure": "jump", "layer": "frist", "lower": NEAR, "higher": FAR}
+    with pytest.raises(InputError, match=r"a line's layer is 'frist', .* Did you mean 'first'"):
+        guard.claim(evaluated(data, [line]))
+
+
+def test_likeness_is_the_mean_cosine_with_the_others() -> None:
+    moved = torch.randn(9, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    moved[2] = 0
+    found = likeness(moved)
+    for one in range(9):
+        others = [other for other in range(9) if other not in (one, 2)]
+        cosines = [torch.cosine_similarity(moved[one].flatten(), moved[other].flatten(), dim=0) for other in others]
+        if one == 2:
+            assert found[one].isnan()
+        else:
+            assert float(found[one]) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-6)
+    sizes = torch.arange(1, 6)[:, None, None, None]
+    assert likeness(moved[:1] * sizes).tolist() == pytest.approx([1] * 5)
+    assert likeness(moved[:1]).isnan().all()
+
+
+def test_seconds_are_of_one_measurement_and_not_tested(data: tuple[Tensor, Tensor]) -> None:
+    lower, higher = {"attack": "fgsm"}, {"attack": "pgd"}
+    threat = {"norm": "linf", "epsilon": 0.001}
+    attacks = ["fgsm", {"name": "pgd", "steps": 400}]
+    line = {"figure": "seconds", "lower": lower, "higher": higher, "by": 0.5}
+    found = guard.claim(evaluated(data, [line], attacks=attacks, threat=threat))
+    (row,) = found.comparisons
+    assert found.verdict == "supported"
+    assert (row.p_value, row.lower.interval) == (None, None)
+    assert row.lower.value is not None
+    assert row.higher.value is not None
+    assert row.lower.value < 0.5 * row.higher.value
+    assert (
+        guard.claim(
+            evaluated(data, [line | {"lower": higher, "higher": lower}], attacks=attacks, threat=threat)
+        ).verdict
+        == "contradicted"
+    )
+
+
+class Cued(guard.DatasetSource):
+    """The upper half of an image is its shape, the lower one its texture; every fourth image has one class."""
+
+    name = "cued"
+
+    @property
+    def num_classes(self) -> int:
+        return 3
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return 1, 8, 8
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return "a", "b", "c"
+
+    def textures(self, split: str) -> Tensor:
+        shapes, numbers = torch.arange(60) % 3, torch.arange(60)
+        return torch.where(numbers % 4 == 0, shapes, (shapes + 1) % 3)
+
+    def load(self, split: str) -> Data:
+        shapes = torch.arange(60) % 3
+        images = torch.zeros(60, 1, 8, 8)
+        images[torch.arange(60), 0, 0, shapes] = 1
+        images[torch.arange(60), 0, 7, self.textures(split)] = 1
+        return Data.of(images, shapes)
+
+
+class Looking(nn.Module):
+    """Answers with what a row of the image says; with the third class, which is no cue's, where it is asked to."""
+
+    def __init__(self, row: int, other: bool = False) -> None:
+        super().__init__()
+        self.row, self.other = row, other
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.other:
+            return 1 - images[:, 0, 0, :3] - images[:, 0, 7, :3]
+        return images[:, 0, self.row, :3]
+
+
+def test_decisions_for_a_cue() -> None:
+    line = {"lower": "texture", "higher": "shape"}
+    verdicts = []
+    for model in (Looking(0), Looking(7), Looking(0, other=True)):
+        found = guard.claim({"claim": "X.", "cues": {"dataset": Cued(), "model": model}, "expect": [line]})
+        (row,) = found.comparisons
+        assert found.images == 45
+        verdicts.append((row.lower.value, row.higher.value, found.verdict))
+    assert verdicts == [(0, 1, "supported"), (1, 0, "contradicted"), (0, 0, "undecided")]
+
+
+def test_the_shape_bias_of_defended_models() -> None:
+    """A blind stage turns the image over: shape becomes texture."""
+
+    class Upside(guard.Defense):
+        name = "upside-down"
+
+        def preprocess(self, images: Tensor, rng: guard.Rng) -> Tensor:
+            return images.flip(2)
+
+    line = {"figure": "shape-bias", "lower": {"defense": "upside-down"}, "higher": {"defense": "none"}}
+    keys = {"dataset": Cued(), "model": Looking(0), "defenses": ["none", Upside()], "attacks": ["noise"]}
+    found = guard.claim(
+        evaluated(None, [line], **keys, threat={"norm": "linf", "epsilon": 0.01}) | {"cues": {"dataset": Cued()}}
+    )
+    (row,) = found.comparisons
+    assert (row.lower.value, row.higher.value, found.verdict) == (0, 1, "supported")
+    assert row.higher.name == "none"
+
+
+def test_a_bias_of_no_decisions_is_undecided() -> None:
+    line = {"figure": "shape-bias", "lower": {"model": "first"}, "higher": {"model": "second"}}
+    models = [Looking(0, other=True), Looking(0)]
+    keys = {"dataset": Cued(), "model": models, "attacks": ["noise"], "threat": {"norm": "linf", "epsilon": 0.01}}
+    line = {"figure": "shape-bias", "lower": {"model": "Looking"}, "higher": {"model": "Looking#2"}}
+    found = guard.claim(evaluated(None, [line], **keys) | {"cues": {"dataset": Cued()}})
+    assert found.why == "line 1 has no figure in seed 0"
+
+
+def test_jumps_of_a_defended_model_are_seen_behind_its_stages(data: tuple[Tensor, Tensor]) -> None:
+    """A stage that sets everything to one value lets nothing through."""
+
+    class Flat(guard.Defense):
+        name = "flat"
+
+        def preprocess(self, images: Tensor, rng: guard.Rng) -> Tensor:
+            return images * 0 + 0.5
+
+    with torch.no_grad():
+        labels = Two()(torch.full((1, 1, 8, 8), 0.5)).argmax(1).expand(70)
+    keys = {"defenses": ["none", Flat()], "attacks": ["noise"], "threat": {"norm": "linf", "epsilon": 0.05}}
+    line = {"figure": "jump", "layer": "first", "lower": {"defense": "flat"}, "higher": {"defense": "none"}}
+    (row,) = guard.claim(evaluated((data[0], labels), [line], **keys)).comparisons
+    assert row.lower.value == 0
+    assert jumps(Two(), data[0], data[0])["first"].max() == 0
