@@ -53,6 +53,8 @@ class Defense(Component):
     """Whether gradients through `preprocess` are true; where not, an attack's backward takes `surrogate`."""
     randomized: ClassVar[bool] = False
     """Whether `preprocess` draws from its `rng`."""
+    mixes_labels: ClassVar[bool] = False
+    """Whether `augment` mixes labels: its targets are then probabilities (N, K), one-hot where nothing mixed before."""
 
     def modify(self, model: nn.Module, calibration: Tensor) -> nn.Module:
         """Change the architecture. `calibration`: clean training images; `model` may be changed in place."""
@@ -120,6 +122,11 @@ class Stack(Defense):
     def randomized(self) -> bool:  # type: ignore[override]
         """Whether any member is."""
         return any(member.randomized for member in self.members)
+
+    @property
+    def mixes_labels(self) -> bool:  # type: ignore[override]
+        """Whether any member does."""
+        return any(member.mixes_labels for member in self.members)
 
     @property
     def trains(self) -> bool:

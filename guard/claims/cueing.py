@@ -1,16 +1,17 @@
 """Cueing: what networks make of images whose shape and texture are of different classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from guard.building import framed
 from guard.claims.asking import asked
 from guard.claims.config import ClaimConfig, Cues
 from guard.claims.lines import CueLine
-from guard.claims.verdict import Comparison, Figure, compared
+from guard.claims.verdict import Comparison, CuePicture, Figure, compared
 from guard.evaluation.answer import Answer
 from guard.evaluation.images import load_images
 from guard.evaluation.network import SCORING, Network
@@ -20,14 +21,21 @@ from guard.progress import Progress
 from guard.rng import Rng
 from guard.source import Data, ModelSource
 
+SHOWN = 8
+"""Images on the page."""
 
-def cues(config: ClaimConfig, seed: int, progress: Progress) -> tuple[list[Comparison], int]:
-    """The lines in one seed, and of how many images whose two cues differ. Raises InputError."""
+
+def cues(config: ClaimConfig, seed: int, progress: Progress) -> tuple[list[Comparison], int, tuple[CuePicture, ...]]:
+    """The lines in one seed, of how many images whose two cues differ, and a few of them. Raises InputError."""
     assert config.cues is not None
     assert config.cues.model is not None
     network, _, device, dtype = asked(config.cues, config.cues.model, seed, progress)
     data, textures = cued(config.cues, [config.cues.model], seed)
-    found = decisions(predicted(network, data, device, dtype, seed), data.labels, textures).numpy()
+
+    def classes(images: Data) -> Tensor:
+        return predicted(network, images, device, dtype, seed)
+
+    found = decisions(classes(data), data.labels, textures).numpy()
     flags = {"shape": found == 1, "texture": found == 0}
     names = {cue: Figure(name=f"taken for the class of the {cue}") for cue in flags}
     lines = [line for line in config.expect if isinstance(line, CueLine)]
@@ -36,7 +44,32 @@ def cues(config: ClaimConfig, seed: int, progress: Progress) -> tuple[list[Compa
         for number, line in enumerate(lines)
         for low, high in [(line.lower, line.higher)]
     ]
-    return rows, len(found)
+    return rows, len(found), _pictures(config.cues, [config.cues.model], data, textures, classes)
+
+
+def _pictures(
+    cues: Cues, sources: Sequence[ModelSource], data: Data, textures: Tensor, classes: Callable[[Data], Tensor]
+) -> tuple[CuePicture, ...]:
+    """A few images, evenly from all of them, beside what they were made of where the data set knows."""
+    dataset: Any = framed(cues.dataset, [*sources])
+    rows = torch.arange(len(data))[:: -(-len(data) // SHOWN)]
+    kinds = [data[rows]]
+    photos = dataset.photos(dataset.split) if callable(getattr(dataset, "photos", None)) else None
+    if photos is not None:
+        shapes, patterns = (part[data.index[rows]].loaded() for part in photos)
+        height, width = patterns.images.shape[2:]
+        middle = patterns.floats()[:, :, height // 4 : -(height // 4), width // 4 : -(width // 4)]
+        enlarged = F.interpolate(middle, (height, width), mode="bilinear", antialias=True)
+        kinds += [shapes, Data.of(enlarged, patterns.labels)]
+    answers, names = [classes(kind) for kind in kinds], dataset.class_names
+    return tuple(
+        CuePicture(
+            classes=(names[int(data.labels[row])], names[int(textures[row])]),
+            images=tuple(kind.floats()[number].numpy() for kind in kinds),
+            predictions=tuple(names[int(answer[number])] for answer in answers),
+        )
+        for number, row in enumerate(rows.tolist())
+    )
 
 
 def cued(cues: Cues, sources: Sequence[ModelSource], seed: int) -> tuple[Data, Tensor]:

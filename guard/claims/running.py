@@ -8,7 +8,7 @@ from guard.claims.lines import CellLine
 from guard.claims.measuring import Measures
 from guard.claims.selecting import pairs
 from guard.claims.shuffling import shuffled
-from guard.claims.verdict import Chart, Comparison, Figure, Verdict, compared, corrected, ruled
+from guard.claims.verdict import Chart, Comparison, CuePicture, Figure, Verdict, compared, corrected, ruled
 from guard.config import EvaluationConfig
 from guard.environment import versions
 from guard.evaluation.result import Cell, Results
@@ -24,7 +24,7 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
     What the store holds is not computed again, so that a run that was killed goes on where it stopped.
     """
     places, folders, images = pairs(config), dict[int, str](), 0
-    found, charts = list[Comparison](), list[Chart]()
+    found, charts, pictures = list[Comparison](), list[Chart](), tuple[CuePicture, ...]()
     for number, seed in enumerate(config.seeds):
         if len(config.seeds) > 1:
             progress.say(f"seed {seed}, {number + 1} of {len(config.seeds)}")
@@ -40,8 +40,8 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
             rows, images, chart = shuffled(config, seed, progress)
             found, charts = found + rows, [*charts, chart] if number == 0 else charts
         else:
-            rows, images = cues(config, seed, progress)
-            found += rows
+            rows, images, shown = cues(config, seed, progress)
+            found, pictures = found + rows, shown if number == 0 else pictures
     rows = corrected(sorted(found, key=lambda item: item.line))
     verdict, why = ruled(rows)
     return Verdict(
@@ -52,6 +52,7 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
         comparisons=tuple(rows),
         folders=folders,
         charts=tuple(charts),
+        pictures=pictures,
         config=config.model_dump(mode="json", by_alias=True, exclude_none=True),
         versions=versions(),
     )

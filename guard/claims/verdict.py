@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from guard.claims.lines import SHARES
 from guard.statistics import holm, interval, mcnemar, median_interval
@@ -96,10 +96,23 @@ class Chart(BaseModel):
     """Whether the values are fractions of images."""
 
 
+class CuePicture(BaseModel):
+    """An image whose shape and texture are of different classes, and what it was made of, float32 (C, H, W)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True, use_attribute_docstrings=True)
+
+    classes: tuple[str, str]
+    """Of the shape and of the texture."""
+    images: tuple[NDArray[np.float32], ...]
+    """The image; where they are known, the photograph of the shape and an enlarged patch of the texture's, too."""
+    predictions: tuple[str, ...]
+    """On each of them."""
+
+
 class Verdict(BaseModel):
     """What `guard.claim` returns: the sentence, what came out, and why."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True, use_attribute_docstrings=True)
 
     schema_version: int = 1
     claim: str
@@ -114,6 +127,8 @@ class Verdict(BaseModel):
     """Seed -> the folder of its evaluation, beside claim.json."""
     charts: tuple[Chart, ...] = ()
     """What the lines are taken from: all sides of a shuffle, all layers of a jump."""
+    pictures: tuple[CuePicture, ...] = Field((), exclude=True)
+    """Of the first seed; not part of claim.json."""
     config: dict[str, Any]
     versions: dict[str, str]
 

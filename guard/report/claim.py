@@ -18,6 +18,7 @@ from guard.claims.verdict import Comparison, Figure, Verdict
 from guard.errors import InputError
 from guard.report.claim_chart import drawn
 from guard.report.claim_words import chance, difference, method, outcome, said, shown
+from guard.report.pictures import png
 from guard.report.text import many
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def page(verdict: Verdict) -> str:
         lines=lines(verdict),
         method=method(verdict.comparisons),
         charts=[drawn(chart) for chart in verdict.charts],
+        kinds=("shape and texture", "shape", "texture: a patch, enlarged"),
         config=yaml.safe_dump(verdict.config, sort_keys=False, allow_unicode=True),
         light=(),
         dark=(),
@@ -106,5 +108,6 @@ def _template() -> "Template":
         "outcome": outcome,
         "said": said,
     }
+    environment.filters["png"] = png
     environment.globals["shown"] = shown
     return environment.get_template("claim.html.j2")

@@ -26,6 +26,10 @@ class Lesson(Protocol):
     def hardens(self) -> bool:
         """Whether what it teaches is robustness: then the most robust epoch counts, and overfitting is watched for."""
 
+    @property
+    def mixes_labels(self) -> bool:
+        """Whether `augment` wants probabilities for labels."""
+
     def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Change a batch."""
 
@@ -46,7 +50,7 @@ class Lesson(Protocol):
 class _Beside:
     """What learns beside a network: of images as precise as that, which nobody attacks."""
 
-    hardens = False
+    hardens = mixes_labels = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype

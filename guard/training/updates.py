@@ -64,8 +64,8 @@ class Updates:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         with seeded(stream(seed, fabric.global_rank, 1), device):
+            images, targets = self._batch(batch, generator)
             with fabric.autocast():
-                images, targets = self._batch(batch, generator)
                 adversarial = self._lesson.adversary(self._model, images, targets, threat, generator)
 
             def objective() -> Tensor:
@@ -164,12 +164,17 @@ class Updates:
         if images.is_cuda:
             images = images.contiguous(memory_format=torch.channels_last)
         images, targets = augmented(images, targets, self._training.augmentation, generator, self._num_classes)
+        if self._lesson.mixes_labels:
+            targets = self._soft(targets, images)
         images, targets = self._lesson.augment(images, targets, generator)
         smoothing = self._training.label_smoothing
         if smoothing:
-            soft = F.one_hot(targets, self._num_classes).to(images) if targets.dim() == 1 else targets
-            targets = soft * (1 - smoothing) + smoothing / self._num_classes
+            targets = self._soft(targets, images) * (1 - smoothing) + smoothing / self._num_classes
         return images, targets
+
+    def _soft(self, targets: Tensor, images: Tensor) -> Tensor:
+        """Labels as probabilities (N, K), as precise as the images."""
+        return F.one_hot(targets, self._num_classes).to(images) if targets.dim() == 1 else targets
 
     def _step(self, share: float) -> None:
         """Move the weights along their gradient, of which this process has that of its `share` of the batch."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from guard import Data, InputError, Registry, Stack, ThreatModel
+from guard import Data, Defense, InputError, Registry, Stack, ThreatModel
 from guard.defense import stack
 from guard.recipe import Training
 from guard.training.batches import Batches, batch_sizes, stream
@@ -86,6 +86,42 @@ def test_labels_are_smoothed() -> None:
     updates_of(model, label_smoothing=0.3).update(data, 6, THREAT, seed=0, number=0, epoch=0, lr=0.5)
     for weight, start, slope in zip(model.parameters(), other.parameters(), slopes, strict=True):
         torch.testing.assert_close(weight, start - 0.95 * slope)
+
+
+def test_labels_are_mixed_as_probabilities() -> None:
+    """All images, of which the style stays: half of each label is its partner's."""
+    data, model, other = data_of(6), network(), network()
+    mixing = Registry.load().create("defense", {"name": "style-mixing", "share": 1, "strength": 0, "label_share": 0.5})
+    updates = Updates(fabric(Training(), CPU), model, stack([mixing]), Training(weight_decay=0), 3)
+    updates.update(data, 6, THREAT, seed=0, number=0, epoch=0, lr=0.5)
+    partner = torch.randperm(6, generator=Generator().manual_seed(stream(0, 0)))
+    labels = F.one_hot(data.labels, 3).double()
+    slopes = gradient(other, data, (labels + labels[partner]) / 2)
+    for weight, start, slope in zip(model.parameters(), other.parameters(), slopes, strict=True):
+        torch.testing.assert_close(weight, start - 0.95 * slope)
+
+
+def test_images_are_augmented_in_full_precision() -> None:
+    seen: dict[str, bool] = {}
+
+    class Watching(Defense):
+        name = "watching"
+
+        def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+            seen["augment"] = torch.is_autocast_enabled("cpu")
+            return images, targets
+
+        def loss(
+            self, model: nn.Module, images: Tensor, adversarial: Tensor, targets: Tensor, generator: Generator
+        ) -> Tensor:
+            seen["loss"] = torch.is_autocast_enabled("cpu")
+            return super().loss(model, images, adversarial, targets, generator)
+
+    data = Data.of(torch.rand(6, 1, 2, 2), torch.arange(6) % 3)
+    training = Training(precision="bf16-mixed")
+    updates = Updates(fabric(training, CPU), network().float(), stack([Watching()]), training, 3)
+    updates.update(data, 6, THREAT, seed=0, number=0, epoch=0, lr=0.5)
+    assert seen == {"augment": False, "loss": True}
 
 
 def test_weights_are_averaged_and_the_network_goes_on_as_it_was() -> None:

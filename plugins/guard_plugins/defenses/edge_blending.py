@@ -29,7 +29,7 @@ class EdgeBlending(Defense):
     def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] with their edges, and the targets as they are."""
         share = (self.strength * torch.rand(len(images), generator=generator)).to(images)[:, None, None, None]
-        return images.lerp(edges(images).to(images.dtype), share), targets  # autocast may have made them another
+        return images.lerp(edges(images), share), targets
 
 
 def edges(images: Tensor) -> Tensor:

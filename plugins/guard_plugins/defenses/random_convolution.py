@@ -44,7 +44,7 @@ class RandomConvolution(Defense):
         count, channels = images.shape[:2]
         kernels = self._kernels(count, channels, generator).to(images)
         alpha = torch.rand(count, generator=generator).to(images)[:, None, None, None]
-        convolution = convolved(images, kernels).to(images.dtype).clamp(0, 1)  # autocast may have made it another
+        convolution = convolved(images, kernels).clamp(0, 1)
         return convolution.lerp(images, alpha), targets
 
     def _kernels(self, count: int, channels: int, generator: Generator) -> Tensor:

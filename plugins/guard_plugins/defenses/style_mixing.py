@@ -19,9 +19,8 @@ class StyleMixing(Defense):
     octaves of the DCT, where the paper has it on features of a VGG. The octaves are orthogonal, so that the pixels'
     deviation becomes the partner's too. Partners are a permutation of the batch.
 
-    The paper asks for gamma * shape label + (1 - gamma) * texture label. Probabilities are mixed so; an int64 label is
-    the partner's with probability 1 - gamma, of which the expected loss is the same. The paper trains on each image
-    twice, as it is and mixed, each with BatchNorms of its own; here an image is either, with the same ones.
+    Labels become gamma * shape label + (1 - gamma) * texture label. The paper trains on each image twice, as it is and
+    mixed, each with BatchNorms of its own; here an image is either, with the same ones.
     """
 
     name = "style-mixing"
@@ -37,22 +36,20 @@ class StyleMixing(Defense):
     """Octaves, from the highest frequencies down; the last one is all that remains. 1: the pixels' mean and deviation
     only."""
 
-    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1], some of them in another one's style, and targets of the kind that came."""
-        count = len(images)
-        partner = torch.randperm(count, generator=generator).to(images.device)
-        mixed, foreign = torch.rand(2, count, generator=generator).to(images.device)
-        mixed = mixed < self.share
-        strength = (self.strength * mixed).to(images.dtype)[:, None, None, None]
-        styled = restyled(images, partner, self.bands).to(images.dtype)  # which autocast may have made another
-        return images.lerp(styled, strength).clamp(0, 1), self._labeled(targets, partner, mixed, foreign)
+    @property
+    def mixes_labels(self) -> bool:  # type: ignore[override]
+        """Unless they keep all of their own."""
+        return self.label_share < 1
 
-    def _labeled(self, targets: Tensor, partner: Tensor, mixed: Tensor, foreign: Tensor) -> Tensor:
-        if self.label_share == 1:
-            return targets
-        if targets.dim() == 1:
-            return torch.where(mixed & (foreign >= self.label_share), targets[partner], targets)
-        return targets.lerp(targets[partner], ((1 - self.label_share) * mixed).to(targets.dtype)[:, None])
+    def augment(self, images: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1], some of them in another one's style, and their mixed probabilities (N, K)."""
+        partner = torch.randperm(len(images), generator=generator).to(images.device)
+        mixed = torch.rand(len(images), generator=generator).to(images.device) < self.share
+        strength = (self.strength * mixed).to(images.dtype)[:, None, None, None]
+        images = images.lerp(restyled(images, partner, self.bands), strength).clamp(0, 1)
+        if self.mixes_labels:
+            targets = targets.lerp(targets[partner], ((1 - self.label_share) * mixed).to(targets.dtype)[:, None])
+        return images, targets
 
 
 def restyled(images: Tensor, partner: Tensor, bands: int) -> Tensor:
