@@ -219,3 +219,32 @@ def test_jumps_of_a_defended_model_are_seen_behind_its_stages(data: tuple[Tensor
     (row,) = guard.claim(evaluated((data[0], labels), [line], **keys)).comparisons
     assert row.lower.value == 0
     assert jumps(Two(), data[0], data[0])["first"].max() == 0
+
+
+class Photographed(Cued):
+    """Whose sources are known: a shape photograph is bright, a texture one is bright in its middle alone."""
+
+    name = "photographed"
+
+    def photos(self, split: str) -> tuple[Data, Data]:
+        shapes, textures = torch.ones(60, 1, 8, 8), torch.zeros(60, 1, 8, 8)
+        textures[:, :, 2:6, 2:6] = 1
+        return Data.of(shapes, torch.arange(60) % 3), Data.of(textures, self.textures(split))
+
+
+def test_images_are_shown_beside_what_they_were_made_of() -> None:
+    line = {"lower": "texture", "higher": "shape"}
+    found = guard.claim({"claim": "X.", "cues": {"dataset": Photographed(), "model": Looking(0)}, "expect": [line]})
+    assert len(found.pictures) == 8
+    for picture in found.pictures:
+        shape, texture = picture.classes
+        assert shape != texture
+        image, whole, patch = picture.images
+        assert image[0, 0].argmax() == "abc".index(shape)
+        assert whole.min() == 1
+        assert patch.shape == (1, 8, 8)
+        assert patch.min() == pytest.approx(1)  # the middle half of each side, and nothing of the dark around it
+        assert picture.predictions[0] == shape
+        assert len(picture.predictions) == 3
+    bare = guard.claim({"claim": "X.", "cues": {"dataset": Cued(), "model": Looking(0)}, "expect": [line]})
+    assert {len(picture.images) for picture in bare.pictures} == {1}

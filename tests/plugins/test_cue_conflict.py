@@ -47,16 +47,14 @@ def test_both_cues_and_both_photographs_are_read(root: Path) -> None:
     assert not isinstance(data.images, torch.Tensor)
 
 
-def test_classes_and_framing_are_those_of_image_files(root: Path) -> None:
-    shifted = CueConflict(root=str(root), label_offset=1, num_outputs=9, crop=4)
-    assert (shifted.load("test").labels.tolist(), shifted.textures("test").tolist()) == ([3, 2, 1], [1, 5, 3])
-    assert (shifted.num_classes, shifted.image_shape, shifted.framing) == (9, (3, 4, 4), (None, 4))
-    photos = shifted.photos("test")
+def test_outputs_and_framing_are_as_given(root: Path) -> None:
+    source = CueConflict(root=str(root), num_outputs=9, resize=12, crop=4)
+    assert (source.num_classes, source.image_shape, source.framing) == (9, (3, 4, 4), (12, 4))
+    photos = source.photos("test")
     assert photos is not None
-    assert photos[0].images.shape == photos[1].images.shape == (3, 3, 4, 4)
-    (root / "cues.csv").write_text("file,shape,texture\na.png,cat,dog\n")
-    named = CueConflict(root=str(root), classes={"cat": 3, "dog": 1})
-    assert (named.load("test").labels.tolist(), named.textures("test").tolist()) == ([3], [1])
+    assert source.load("test").images.shape == photos[0].images.shape == photos[1].images.shape == (3, 3, 4, 4)
+    with pytest.raises(InputError, match="class '4' is output 4; there are 4 outputs"):
+        CueConflict(root=str(root), num_outputs=4).load("test")
 
 
 @pytest.mark.parametrize("header", ["file,shape,texture", "file,shape,texture,shape_photo"])
