@@ -1,29 +1,27 @@
 """Photographs with the shapes of one class and the texture of another, in a folder."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from guard import Data, DatasetSource, InputError, Split, hookimpl
+from guard_plugins.datasets.image_files import ImageFiles
 from guard_plugins.datasets.labels import Classes, whole_numbers
-from guard_plugins.datasets.photographs import Photographs, shape_of
 
 _CUES, _SETTINGS = "cues.csv", "cues.json"
 _COLUMNS, _PHOTOS = ("file", "shape", "texture"), ("shape_photo", "texture_photo")
 
 
-class CueConflict(DatasetSource):
+class CueConflict(ImageFiles):
     """Images whose shapes and textures are of different classes, in the manner of Geirhos et al.; only to test on.
 
     `root` holds cues.csv with a header and the columns file, shape and texture, and maybe shape_photo and
     texture_photo, the photographs that an image was made of. Files are relative to the folder. The classes of both cues
-    are whole numbers, the outputs of the model. Labels are the shapes'; `textures` gives the other cue.
-    `guard.explaining.conflict_set.build` makes such a folder of photographs.
+    are whole numbers, the outputs of the model, unless `classes` says which output each is. Labels are the shapes';
+    `textures` gives the other cue. `guard.explaining.conflict_set.build` makes such a folder of photographs.
     """
 
     name = "cue-conflict"
@@ -36,39 +34,10 @@ class CueConflict(DatasetSource):
     """There is no other."""
     root: str
     """The folder."""
-    resize: PositiveInt | None = None
-    """The shorter side in pixels. Where crop is left out too, both are what the models ask for."""
-    crop: PositiveInt | None = None
-    """The side of the square in the centre, after resizing."""
-    num_outputs: PositiveInt | None = None
-    """How many outputs the model has, where that is not the last class plus 1."""
-
-    @property
-    def framing(self) -> tuple[int | None, int | None]:
-        """As given."""
-        return self.resize, self.crop
-
-    @property
-    def num_classes(self) -> int:
-        """The outputs of the model."""
-        return len(self._classes().titles)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, H, W), of the first image. Raises InputError where that cannot be read."""
-        line, row = self._rows("test")[0]
-        return shape_of(self._file(line, row["file"]), self.resize, self.crop)
-
-    def load(self, split: Split) -> Data:
-        """See `DatasetSource.load`: every file's header is read, and its pixels when they are needed.
-
-        Raises InputError for what is no such folder, images of mixed sizes and a class that is no number.
-        """
-        return self._data(split, "file", "shape")
 
     def textures(self, split: Split) -> Tensor:
         """The class of each image's texture, int64 (N,), numbered like the shapes."""
-        return self._outputs(split, "texture")
+        return self.outputs(self._column(split, "texture"))
 
     def photos(self, split: Split) -> tuple[Data, Data] | None:
         """The photographs of each image's shapes and of its texture, with their classes; None where no such are listed.
@@ -77,20 +46,25 @@ class CueConflict(DatasetSource):
         """
         if not all(column in row for _, row in self._rows(split) for column in _PHOTOS):
             return None
-        return self._data(split, "shape_photo", "shape"), self._data(split, "texture_photo", "texture")
+        shapes, textures = (
+            self.read(self._files(split, f"{cue}_photo"), self._column(split, cue)) for cue in ("shape", "texture")
+        )
+        return shapes, textures
 
-    def _data(self, split: Split, column: str, cue: str) -> Data:
-        files = [self._file(line, row[column]) for line, row in self._rows(split)]
-        photographs = Photographs.of(files, self.resize, self.crop)
-        return Data.streamed(photographs, photographs.shape, self._outputs(split, cue))
+    def _names(self) -> list[str]:
+        return sorted({*self._column("test", "shape"), *self._column("test", "texture")})
 
-    def _outputs(self, split: Split, cue: str) -> Tensor:
-        outputs = self._classes().outputs
-        return torch.tensor([outputs[row[cue]] for _, row in self._rows(split)])
+    def _numbered(self, names: list[str]) -> Classes:
+        return whole_numbers(names)
 
-    def _classes(self) -> Classes:
-        names = sorted({row[cue] for _, row in self._rows("test") for cue in ("shape", "texture")})
-        return whole_numbers(names).at(0, self.num_outputs, names)
+    def _listed(self, split: Split) -> Iterator[tuple[Path, str]]:
+        yield from zip(self._files(split, "file"), self._column(split, "shape"), strict=True)
+
+    def _column(self, split: Split, column: str) -> list[str]:
+        return [row[column] for _, row in self._rows(split)]
+
+    def _files(self, split: Split, column: str) -> list[Path]:
+        return [self._file(line, row[column]) for line, row in self._rows(split)]
 
     def _file(self, line: int, name: str) -> Path:
         file = self._folder() / name
