@@ -9,8 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
+from torch import nn
+
+from guard import Registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -192,6 +198,36 @@ def test_the_claim(workplace: Path, quickstart_cache: Path) -> None:
     assert ours == theirs
     assert len(done.stdout.strip().splitlines()) == len(shown.strip().splitlines())
     assert done.stdout.strip().splitlines()[-1].startswith("contradicted: A network keeps its prediction")
+
+
+def test_photographs_become_cue_conflicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("red", "green", "blue")):
+        (tmp_path / "photographs" / name).mkdir(parents=True)
+        for photo in range(2):
+            pixels = draw.integers(0, 90, (230, 240, 3), dtype=np.uint8)
+            pixels[:, :, number] += 120
+            Image.fromarray(pixels).save(tmp_path / "photographs" / name / f"{photo}.png")
+
+    class Colors(nn.Module):
+        """Knows the classes, which come in alphabetical order."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.Conv2d(3, 3, 32, 32, bias=False)
+            self.pool.weight.data = torch.eye(3)[[2, 1, 0]][:, :, None, None].expand(3, 3, 32, 32) / 1024
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.pool(images).amax((2, 3))
+
+    script = blocks("python")[-1]
+    line = next(line for line in script.splitlines() if line.startswith("model = ..."))
+    script = script.replace(line, "").replace("pairs=40)", "pairs=2, steps=2)")
+    exec(script, {"model": Colors()})
+    found = Registry.load().create("dataset", {"name": "cue-conflict", "root": "conflicts"})
+    assert len(found.load("test")) == 2
+    assert (found.textures("test") != found.load("test").labels).all()
 
 
 @pytest.mark.parametrize("command", re.findall(r"`(guard (?:list|describe|schema)[^`]*)`", README))

@@ -10,9 +10,10 @@ from guard.attack import Attack
 from guard.cascade import Cascade
 from guard.errors import ContractError, GuardError, InputError, NotApplicable, blamed
 from guard.evaluation.memory import halving
-from guard.evaluation.network import ATTACK, DEFENSE, Network, full_precision, opaque
+from guard.evaluation.network import ATTACK, DEFENSE, Network, opaque
 from guard.goal import Goal
 from guard.layers import held
+from guard.precision import full_precision
 from guard.rng import Rng, seeded
 from guard.threat import ThreatModel, amount
 from guard.victim import ACCESS, Access, Victim

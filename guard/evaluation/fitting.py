@@ -11,7 +11,7 @@ from guard.config import EvaluationConfig
 from guard.errors import ContractError, InputError, NotApplicable, blamed
 from guard.evaluation.job import Job, Note
 from guard.evaluation.learning import Images, Learning
-from guard.evaluation.network import DEFENSE, full_precision
+from guard.evaluation.network import DEFENSE
 from guard.evaluation.outcome import targets_for
 from guard.evaluation.overlap import Overlap
 from guard.evaluation.prepare import Workshop
@@ -21,6 +21,7 @@ from guard.evaluation.store import Store
 from guard.goal import Goal
 from guard.layers import held
 from guard.learned import LearnedAttack
+from guard.precision import full_precision
 from guard.progress import Progress
 from guard.rng import Rng
 from guard.source import Data

@@ -1,9 +1,6 @@
 """Network: a defended model as it is asked, and the conditions under which foreign code runs."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +9,7 @@ from guard.errors import ContractError, blamed
 from guard.evaluation.memory import halving
 from guard.execution import batch_size, faster
 from guard.layers import held
+from guard.precision import full_precision
 from guard.rng import Rng, seeded
 from guard.stage import Stage, bridged
 from guard.victim import Access
@@ -88,23 +86,3 @@ def opaque_draws(network: Network, images: Tensor) -> bool:
 def opaque(rng: Rng) -> int:
     """The seed for what draws from torch's own generators: of the first image's key, for such draws know no image."""
     return int(rng.fold(OPAQUE).integers(2**31, shape=())[0])
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Products of float32 are products in float32: no TF32, no bfloat16, no autocast."""
-    with ExitStack() as settings:
-        settings.enter_context(torch.autocast(device.type, enabled=False))
-        for place, name, value in _precisions():
-            settings.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, value)
-        yield
-
-
-def _precisions() -> list[tuple[Any, str, object]]:
-    """Where torch says how float32 is multiplied, and what makes it exact."""
-    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
-    if not hasattr(cuda, "fp32_precision"):  # before torch 2.9
-        return [(cuda, "allow_tf32", False), (cudnn, "allow_tf32", False)]
-    places = (cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)  # type: ignore[attr-defined]
-    return [(place, "fp32_precision", "ieee") for place in places]

@@ -11,11 +11,12 @@ from guard.config import EvaluationConfig
 from guard.defense import Defense
 from guard.errors import blamed
 from guard.evaluation.learning import Learning, Told
-from guard.evaluation.network import Network, full_precision
+from guard.evaluation.network import Network
 from guard.evaluation.overlap import Overlap
 from guard.evaluation.store import Store
 from guard.layers import held
 from guard.learned_defense import LearnedDefense
+from guard.precision import full_precision
 from guard.progress import Progress
 from guard.source import Data
 from guard.training.lesson import Preparing

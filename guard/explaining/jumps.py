@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from guard.errors import InputError
 from guard.layers import held, recorded, shapes
+from guard.precision import full_precision
 
 
 def jumps(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def jumps(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Ten
             f"Give as many of both, at least one"
         )
     both = torch.cat([clean, adversarial])
-    with held(model), torch.no_grad():
+    with held(model), torch.no_grad(), full_precision(clean.device):
         names = list(shapes(model, both[:2]))
         with recorded(model, names, len(both)) as features:
             model(both)

@@ -40,7 +40,7 @@ def test_a_perfect_score_on_three_images_is_no_proof(
 
 
 def test_precision_is_full_and_put_back(images: Tensor) -> None:
-    from guard.evaluation.network import full_precision
+    from guard.precision import full_precision
 
     with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
         assert (images[0, 0] @ images[1, 0]).dtype == torch.float32
