@@ -111,6 +111,8 @@ class EvaluationConfig(Config):
     precision: Precision = "float32"
     """float64 makes results exactly independent of the batch size; with bf16 attacks that follow the sign of a gradient
     search in bfloat16, and each success is confirmed in float32."""
+    early_stop: bool = True
+    """Stop at an image once it reaches the goal; false tells how far an attack would go."""
     max_queries: PositiveInt | None = None
     """How often an attack may ask about one image; no limit where left out."""
     eot: PositiveInt = 20

@@ -19,6 +19,8 @@ def interval(shares: NDArray[Any]) -> tuple[float, float]:
     flags = shares > 0.5
     if (flags == shares).all():
         return wilson(int(flags.sum()), len(flags))
+    if len(shares) < 2:  # which says nothing of others
+        return 0.0, 1.0
     found = bootstrap((shares,), np.mean, n_resamples=_RESAMPLES, batch=50, method="percentile", random_state=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
@@ -34,6 +36,28 @@ def median_interval(values: NDArray[Any]) -> tuple[float, float]:
     ordered, rank = np.sort(values), int(binom.ppf(0.025, len(values), 0.5))
     low = max(rank - 1, 0)
     return float(ordered[low]), float(ordered[len(ordered) - 1 - low])
+
+
+def pairs_interval(values: NDArray[Any]) -> tuple[float, float]:
+    """The 95 % interval of a mean over all pairs of images, from each image's mean over its pairs (N,), N at least 2.
+
+    An image is in the pairs of all others, so that it is twice as wide as that of as many numbers (Hoeffding 1948).
+    """
+    reach = 1.96 * 2 * float(values.std(ddof=1)) / len(values) ** 0.5
+    return float(values.mean()) - reach, float(values.mean()) + reach
+
+
+def pairs_test(differences: NDArray[Any]) -> float:
+    """The p-value, two-sided, of two means over all pairs of the same images being equal; see `pairs_interval`.
+
+    `differences` (N,): of each image's means over its pairs. Normal, for many images.
+    """
+    from scipy.stats import norm
+
+    deviation = 2 * float(differences.std(ddof=1)) / len(differences) ** 0.5
+    if deviation == 0:
+        return 0.0 if differences.any() else 1.0
+    return 2 * float(norm.sf(abs(float(differences.mean())) / deviation))
 
 
 def wilson(count: int, total: int) -> tuple[float, float]:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guard import Registry, Rng, Victim
+from guard import Data, Registry, Rng, Victim
+from guard.rng import seeded
 
 torch.set_num_threads(1)
 
@@ -123,6 +125,23 @@ def linear_optimum() -> Callable[[str, np.ndarray, np.ndarray, float], np.ndarra
         return image + np.sign(gradient) * step
 
     return optimum
+
+
+@pytest.fixture(scope="session")
+def digits_network(registry: Registry) -> tuple[nn.Module, Data, Data]:
+    """A linear classifier of the digits, what it was trained on, and test images."""
+    source = registry.create("dataset", "digits")
+    train, test = source.load("train"), source.load("test")
+    with seeded(0, torch.device("cpu")):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(train.images), train.labels).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    assert (model(test.images).argmax(1) == test.labels).double().mean() > 0.9
+    return model.eval(), train, test
 
 
 @pytest.fixture(scope="session")

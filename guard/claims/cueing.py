@@ -12,6 +12,7 @@ from guard.claims.asking import asked
 from guard.claims.config import ClaimConfig, Cues
 from guard.claims.lines import CueLine
 from guard.claims.verdict import Comparison, CuePicture, Figure, compared
+from guard.errors import InputError
 from guard.evaluation.answer import Answer
 from guard.evaluation.images import load_images
 from guard.evaluation.network import SCORING, Network
@@ -78,6 +79,11 @@ def cued(cues: Cues, sources: Sequence[ModelSource], seed: int) -> tuple[Data, T
     data = load_images(dataset, cues.limit, seed)
     textures = dataset.textures(dataset.split)[data.index]
     conflict = (textures != data.labels).nonzero()[:, 0]
+    if not len(conflict):
+        raise InputError(
+            f"cues: shape and texture of all {len(data)} images of data set '{dataset.name}' are of the same class. "
+            f"Write split: conflict, or another data set"
+        )
     return data[conflict].loaded(), textures[conflict]
 
 

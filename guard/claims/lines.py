@@ -11,7 +11,7 @@ from guard.threat import Amount
 FigureKind = Literal["robust-accuracy", "shape-bias", "jump", "likeness", "seconds"]
 
 SHARES = ("robust-accuracy", "shape-bias", "agreement", "decisions")
-"""The figures that are fractions of images; of others the median image counts."""
+"""The figures that are fractions of images."""
 
 
 class Selector(Part):
@@ -42,8 +42,9 @@ class CellLine(Line):
 
     figure: FigureKind = "robust-accuracy"
     """robust-accuracy; shape-bias, on the images of `cues`; jump, how far the attack moves what `layer` answers,
-    relative to its size; likeness, the mean cosine of a perturbation with those of the other images; seconds, for each
-    image."""
+    relative to its size; likeness, the mean cosine of a perturbation with those of the other images; seconds that each
+    image took when it was computed, scoring included, which are not tested. Where a line is about jumps or likeness,
+    attacks do not stop at an image that reached its goal."""
     layer: str | None = None
     """Of a jump, by its name in the network."""
     lower: Selector

@@ -31,6 +31,8 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
         if config.evaluate is not None:
             folders[seed] = f"seed-{seed}"
             once = config.evaluate.model_copy(update={"seed": (seed,), "plugins": config.plugins})
+            if config.looks_at_images:
+                once = once.model_copy(update={"early_stop": False})
             results = evaluate(once, folders[seed], config.looks_at_images)
             images = max(images, *(cell.images for cell in results.cells))
             measures = Measures(once, results, config.cues, progress)

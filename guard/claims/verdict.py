@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from guard.claims.lines import SHARES
-from guard.statistics import holm, interval, mcnemar, median_interval
+from guard.statistics import holm, interval, mcnemar, median_interval, pairs_interval, pairs_test
 
 Ruling = Literal["supported", "contradicted", "undecided"]
 
@@ -25,7 +25,7 @@ class Figure(BaseModel):
     name: str
     """What it is of: 'low on at, adaptive'; 'blocks of 4'."""
     value: float | None = None
-    """A fraction of images, or the median over them; None where there is none."""
+    """A fraction of images, the mean of likeness, the median of jumps; None where there is none."""
     interval: tuple[float, float] | None = None
     """95 %."""
     mark: str = ""
@@ -53,8 +53,8 @@ class Comparison(BaseModel):
     sign: int = 0
     """1 as expected, -1 the other way round, 0 where the shares, or the images that they differ on, show neither."""
     p_value: float | None = None
-    """That the two differ by chance: the exact sign test on the images, two-sided, which for flags is McNemar's; None
-    of one measurement each, such as seconds."""
+    """That the two differ by chance, two-sided, of the same images: the exact sign test, which for flags is McNemar's;
+    of likeness, which is over pairs of images, Hoeffding's; None of one measurement each, such as seconds."""
     p_corrected: float | None = None
     """The same after Holm's correction for all lines and seeds."""
 
@@ -148,21 +148,17 @@ def compared(
 ) -> Comparison:
     """A line in a seed, from the lower and the higher figure of each image: bool or float (N,), NaN where it has none.
 
-    Shares of draws are compared by their mean, and counted as standing above one half; what is no share is compared by
-    its median. An image says which is higher only where it has both; with one value each there is no test.
+    Shares of draws are compared by their mean, and counted as standing above one half; likeness by its mean, and what
+    is neither by its median. An image counts in the test only where it has both figures; with one value each there is
+    no test.
     """
-    shares = figure in SHARES
     low, high = (each.astype(np.float64) for each in values)
-    pair = [np.where(np.isnan(each), each, each > 0.5) if shares else each for each in (low, high)]
-    one, other = int((pair[1] > pair[0]).sum()), int((pair[0] > pair[1]).sum())
-    figures = [_with(*item, shares) for item in ((lower, low), (higher, high))]
+    figures = [_with(*item, figure) for item in ((lower, low), (higher, high))]
     ends = [item.value for item in figures]
-    difference = None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
-    tested = len(low) > 1
-    sign = 0
-    if difference is not None:
-        sign = (difference > 0) - (difference < 0)
-        sign = sign if not tested or (one - other) * sign > 0 else 0
+    known = ends[0] is not None and ends[1] is not None
+    difference = ends[1] - ends[0] if ends[0] is not None and ends[1] is not None else None
+    p_value, lean = _test(low, high, figure) if known and len(low) > 1 else (None, difference or 0.0)
+    sign = _sign(difference or 0.0)
     return Comparison(
         line=line,
         seed=seed,
@@ -172,20 +168,41 @@ def compared(
         higher=figures[1],
         by=by or 0.0,
         difference=difference,
-        sign=sign,
-        p_value=mcnemar(one, other) if tested and difference is not None else None,
+        sign=sign if sign == _sign(lean) else 0,
+        p_value=p_value,
     )
 
 
-def _with(figure: Figure, values: NDArray[Any], shares: bool) -> Figure:
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+def _test(low: NDArray[Any], high: NDArray[Any], figure: str) -> tuple[float, float]:
+    """The p-value of no difference, and to which side the images lean, above 0 to the higher one."""
+    both = ~np.isnan(low) & ~np.isnan(high)
+    low, high = low[both], high[both]
+    if figure == "likeness":
+        return (pairs_test(high - low), float((high - low).mean())) if len(low) > 1 else (1.0, 0.0)
+    if figure in SHARES:
+        low, high = low > 0.5, high > 0.5
+    one, other = int((high > low).sum()), int((low > high).sum())
+    return mcnemar(one, other), float(one - other)
+
+
+def _with(figure: Figure, values: NDArray[Any], kind: str) -> Figure:
     """A figure with its value and interval; without, where no image has one."""
     known = values[~np.isnan(values)]
     if not len(known):
         return figure
     if len(values) == 1:
         return figure.model_copy(update={"value": float(known[0])})
-    bounds = interval(known) if shares else median_interval(known)
-    return figure.model_copy(update={"value": float(known.mean() if shares else np.median(known)), "interval": bounds})
+    if kind in SHARES:
+        value, bounds = known.mean(), interval(known)
+    elif kind == "likeness":
+        value, bounds = known.mean(), pairs_interval(known)
+    else:
+        value, bounds = np.median(known), median_interval(known)
+    return figure.model_copy(update={"value": float(value), "interval": bounds})
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:

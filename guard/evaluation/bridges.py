@@ -42,10 +42,11 @@ class Smoothing(Defense):
     threat: ThreatModel
 
     def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
-        """Noisy images, which may leave [0, 1]."""
+        """Noisy images in [0, 1], in which a stage expects them; the gradient is that without the clamp."""
         size = prod(images.shape[1:])
         each = {"linf": 1.0, "l2": size**-0.5, "l1": 1 / size}[self.threat.norm] * self.threat.epsilon
-        return images + each / _REACH * rng.normal().to(images)
+        noisy = images + each / _REACH * rng.normal().to(images)
+        return noisy + (noisy.clamp(0, 1) - noisy).detach()
 
 
 def bridges(stages: tuple[Defense, ...], threat: ThreatModel) -> list[tuple[str, tuple[Defense, ...]]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from guard.errors import ContractError, blamed
+from guard.errors import blamed
 from guard.evaluation.memory import halving
 from guard.execution import batch_size, faster
 from guard.layers import held
@@ -27,7 +27,7 @@ class Network:
     key: str | None = None
     """Of its content; None where it cannot be hashed, and then nothing about it is kept."""
     opaque: bool = False
-    """Whether something in it draws from torch's own generators."""
+    """Whether something in it draws that does not say so, such as from torch's own generators."""
     _twin: list[nn.Module] = field(default_factory=list, compare=False, repr=False)
     _batch: list[int] = field(default_factory=list, compare=False, repr=False)
 
@@ -71,16 +71,6 @@ class Network:
             return logits
 
         return torch.cat(halving(forward, torch.arange(len(images), device=images.device)))
-
-
-def opaque_draws(network: Network, images: Tensor) -> bool:
-    """Whether the answers depend on torch's own generators; not where it crashes, which scoring will tell."""
-    index, shape = torch.arange(len(images), device=images.device), tuple(images.shape[1:])
-    try:
-        first, again = (network.logits(images, Rng(0, index, shape), seed) for seed in (0, 1))
-    except ContractError:
-        return False
-    return not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def opaque(rng: Rng) -> int:

@@ -216,7 +216,12 @@ def trials(
             cell.goal,
             cell.threat,
             cell.seed,
-            drop=way.name in _DROPPING and not victim.randomized and not isinstance(attack, LearnedAttack),
+            drop=(
+                config.early_stop
+                and way.name in _DROPPING
+                and not victim.randomized
+                and not isinstance(attack, LearnedAttack)
+            ),
             environment=environment,
             max_queries=config.max_queries,
             eot=_draws(way, victim, config),
@@ -243,8 +248,8 @@ def ways(
     """The ways in which the attacker of a cell tries. Raises NotApplicable.
 
     An adaptive attacker goes through the defense (gradient, or bpda where a stage is not differentiable: then also with
-    the identity for each surrogate, and smoothed), through its relaxed backward where it has one, and takes the
-    oblivious points too: each image counts by the best of them.
+    the identity for each surrogate), through its relaxed backward where it has one, through a smoothed network where
+    there is either, and takes the oblivious points too: each image counts by the best of them.
     `bridges`: networks with other ways back, by name. `home`: where an attack that learns once does so.
     """
     found = _ways(cell, victim, bridges, source, home)

@@ -69,7 +69,7 @@ class Planner:
             home = None
             if _learns_once(cell):
                 home = self._defended(cell.model, Stack(), cell.model_label).network
-            others = self._workshop.bridges(victim.network, cell.threat)
+            others = self._workshop.bridges(victim, cell.threat)
             return _Ready(cell, victim.network, ways(cell, victim, others, source, home))
         except (NotApplicable, ContractError) as error:
             return Planned(cell, refused=_refused(error))

@@ -18,7 +18,8 @@ from guard.defense import Defense, Stack
 from guard.environment import libraries
 from guard.errors import ContractError, InputError, blamed
 from guard.evaluation.bridges import Relaxed, bridges
-from guard.evaluation.network import Network, opaque_draws
+from guard.evaluation.network import Network
+from guard.evaluation.probing import check_stage, draws
 from guard.evaluation.stages import Stages
 from guard.evaluation.store import Store
 from guard.keys import UnkeyableError, component_key, data_key, framework_source, key
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-PROBED = 4
-"""Images on which it is seen whether a network draws."""
+PROBED = 16
+"""Images on which it is seen what a network draws, and whether gradients come back through its stages."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Workshop:
         probe: Data,
         no_train: bool,
     ) -> None:
-        """`probe`: a few images, on which it is seen whether a network draws from torch's own generators."""
+        """`probe`: a few images, on which it is seen what a network draws and lets through."""
         self._config, self._store, self._device, self._progress = config, store, device, progress
         self._probe, self._no_train = probe, no_train
         self._dtype = config.dtype
@@ -120,14 +121,17 @@ class Workshop:
             if any(member.overrides("relax") for member in stack.members):
                 stand_in = Relaxed(model, stack.relax(copied(model, label)))
                 relaxed = self._network(stand_in, stages, access)
+        for stage in stages:
+            check_stage(stage, self._probed)
         changed = bool(stack.stages) or model is not base
         oblivious = self._network(base, (), access) if changed else None
         return Defended(self._network(model, stages, access), relaxed, oblivious)
 
-    def bridges(self, network: Network, threat: ThreatModel) -> tuple[tuple[str, Network], ...]:
-        """The network with other ways back through stages that are not differentiable, by name; none where all are."""
+    def bridges(self, victim: Defended, threat: ThreatModel) -> tuple[tuple[str, Network], ...]:
+        """Its network with other ways back, by name; none without stages and without a relaxed backward."""
+        network = victim.network
         stages = tuple(stage for stage in network.stages if isinstance(stage, Defense))
-        if all(stage.differentiable for stage in stages):
+        if not stages and victim.relaxed is None:
             return ()
         place = (id(network), threat)
         if place not in self._bridges:
@@ -145,8 +149,7 @@ class Workshop:
                 content = None
             network = Network(model, tuple(stages), access, content)
             if not network.randomized:
-                draws = opaque_draws(network, self._probe.floats().to(self._device, self._dtype))
-                network = replace(network, opaque=draws)
+                network = replace(network, opaque=draws(network, self._probed))
             self._networks[place] = network
         return self._networks[place]
 
@@ -230,6 +233,10 @@ class Workshop:
             except KeyError as error:
                 raise InputError(f"{label} needs training images. Give train_data=(images, labels)") from error
         return self._train_data
+
+    @cached_property
+    def _probed(self) -> Tensor:
+        return self._probe.floats().to(self._device, self._dtype)
 
     @cached_property
     def _fabric(self) -> "Fabric":

@@ -93,9 +93,10 @@ class Stages:
         return stage.fitted(module.requires_grad_(False), note.model_dump_json())
 
     def _path(self, stage: LearnedDefense, network: Network) -> Path:
-        who, threat = _who(stage), self._config.threat[0].model_dump_json()
+        who, against = _who(stage), stage.against
+        game = (self._config.threat[0].model_dump_json(),) if against else ()  # what learns of itself knows no threat
         images = self._learning.images(stage, who).key
-        return self._learning.path(stage, who, network if stage.against else None, threat, images, self._config.seed[0])
+        return self._learning.path(stage, who, network if against else None, *game, images, self._config.seed[0])
 
 
 def check_defenses(config: EvaluationConfig, learning: Learning, overlap: Overlap, say: Callable[[str], None]) -> None:

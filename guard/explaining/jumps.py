@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from guard.errors import InputError
 from guard.layers import held, recorded, shapes
 from guard.precision import full_precision
+from guard.rng import seeded
 
 
 def jumps(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
@@ -21,12 +22,14 @@ def jumps(model: nn.Module, clean: Tensor, adversarial: Tensor) -> dict[str, Ten
             f"clean images have shape {tuple(clean.shape)}, adversarial ones {tuple(adversarial.shape)}. "
             f"Give as many of both, at least one"
         )
-    both = torch.cat([clean, adversarial])
-    with held(model), torch.no_grad(), full_precision(clean.device):
-        names = list(shapes(model, both[:2]))
-        with recorded(model, names, len(both)) as features:
-            model(both)
-    return {name: _relative(*features[name].flatten(1).chunk(2)) for name in names}
+    device, answers = clean.device, []
+    with held(model), torch.no_grad(), full_precision(device):
+        names = list(shapes(model, torch.cat([clean, adversarial])[:2]))
+        for images in (clean, adversarial):
+            with seeded(0, device), recorded(model, names, len(images)) as features:  # the same draws for both
+                model(images)
+            answers.append(features)
+    return {name: _relative(*(features[name].flatten(1) for features in answers)) for name in names}
 
 
 def likeness(perturbations: Tensor) -> Tensor:

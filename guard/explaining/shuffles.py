@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from guard.errors import InputError
 from guard.layers import held
 from guard.precision import full_precision
-from guard.rng import Rng
+from guard.rng import Rng, seeded
 from guard.statistics import mcnemar, wilson
 
 _BATCH = 128
@@ -106,5 +106,6 @@ def _joined(pieces: Tensor, images: Tensor) -> Tensor:
 
 def _predicted(model: nn.Module, images: Tensor) -> Tensor:
     """The class of each image, int64 (N,)."""
-    with held(model), torch.no_grad(), full_precision(images.device):
+    device = images.device
+    with held(model), torch.no_grad(), full_precision(device), seeded(0, device):  # a model may draw
         return torch.cat([model(part).argmax(1) for part in images.split(_BATCH)])

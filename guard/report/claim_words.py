@@ -49,8 +49,14 @@ def chance(p_value: float | None) -> str:
 
 def method(rows: Sequence[Comparison]) -> str:
     """What p is, in words."""
-    test = "exact McNemar test" if all(item.figure in SHARES for item in rows) else "exact sign test"
-    return f"p: {test} of the same images, Holm's correction for all rows, {LEVEL:g} decides"
+    kinds = {item.figure for item in rows}
+    tests = ["exact McNemar test"] if kinds & set(SHARES) else []
+    tests += ["exact sign test of the jumps"] if "jump" in kinds else []
+    tests += ["Hoeffding's test of the likeness"] if "likeness" in kinds else []
+    untested = "; seconds are measured once and not tested" if "seconds" in kinds else ""
+    if not tests:
+        return untested.removeprefix("; ")
+    return f"p: {', '.join(tests)} of the same images, Holm's correction for all rows, {LEVEL:g} decides{untested}"
 
 
 def _number(item: Comparison, value: float) -> str:

@@ -68,16 +68,46 @@ def test_a_jump_is_the_median_over_images_of_what_the_attack_moves(data: tuple[T
     assert list(chart.lines.values())[1][0] == pytest.approx(row.higher.value)
 
 
+class Half(guard.Attack):
+    """Moves every second image by as much as it may."""
+
+    name = "half"
+    access = "labels"
+    stops: bool = False
+
+    def perturb(self, victim: Any, images: Tensor, goal: Any, threat: Any, rng: guard.Rng) -> Tensor:
+        moved = (images + threat.epsilon * rng.fold(0).signs()).clamp(0, 1)
+        return torch.where((rng.index % 2 == 0).view(-1, 1, 1, 1), moved, images)
+
+
 def test_images_that_are_not_moved_have_no_jump_and_no_likeness(data: tuple[Tensor, Tensor]) -> None:
-    """A wrong label is success as it stands, so that every second image stays as it is."""
-    images, labels = data
-    labels = torch.where(torch.arange(70) % 2 == 0, labels, 1 - labels)
-    lines = [{"figure": name, "lower": NEAR, "higher": FAR} for name in ("jump", "likeness")]
+    lines = [{"figure": name, "lower": {"epsilon": 0.01}, "higher": {"epsilon": 0.05}} for name in ("jump", "likeness")]
     lines[0]["layer"] = "first"
-    mixed = guard.claim(evaluated((images, labels), lines)).comparisons
-    kept = torch.arange(70) % 2 == 0
-    alone = guard.claim(evaluated((images[kept], labels[kept]), lines)).comparisons
-    assert [row.higher.value for row in mixed] == pytest.approx([row.higher.value for row in alone])
+    rows = guard.claim(evaluated(data, lines, attacks=[Half()])).comparisons
+    threat = guard.ThreatModel(norm="linf", epsilon=0.05)
+    report = guard.evaluate(Two(), data, attacks=[Half()], threat=threat, keep_images=True)
+    (kept,) = map(torch.from_numpy, report.adversarial.values())
+    even = torch.arange(70) % 2 == 0
+    moved = jumps(Two(), data[0][even], kept[even])["first"]
+    assert moved.min() > 0
+    assert rows[0].higher.value == pytest.approx(float(np.median(moved.numpy())), rel=1e-5)
+    assert rows[1].higher.value == pytest.approx(float(likeness((kept - data[0])[even]).mean()), abs=1e-5)
+
+
+def test_attacks_go_on_where_their_images_are_compared(data: tuple[Tensor, Tensor]) -> None:
+    """With an early stop PGD would leave an image where it first fell: as far as a smaller budget leaves it."""
+    threat = [{"norm": "linf", "epsilon": 0.2}, {"norm": "linf", "epsilon": 0.3}]
+    line = {"figure": "jump", "layer": "first", "lower": {"epsilon": 0.2}, "higher": {"epsilon": 0.3}}
+    attack = {"name": "pgd", "steps": 20, "step_size": 0.05}
+    (row,) = guard.claim(evaluated(data, [line], attacks=[attack], threat=threat)).comparisons
+    keys = {"threat": guard.ThreatModel(norm="linf", epsilon=0.3), "attacks": [attack], "keep_images": True}
+    for stop in (True, False):
+        report = guard.evaluate(Two(), data, early_stop=stop, **keys)  # type: ignore[arg-type]
+        (kept,) = map(torch.from_numpy, report.adversarial.values())
+        median = float(np.median(jumps(Two(), data[0], kept)["first"].numpy()))
+        assert (row.higher.value == pytest.approx(median, rel=1e-4)) is not stop
+        if stop:
+            assert row.higher.value > 1.2 * median
 
 
 def test_a_layer_that_is_not_there(data: tuple[Tensor, Tensor]) -> None:
@@ -219,6 +249,18 @@ def test_jumps_of_a_defended_model_are_seen_behind_its_stages(data: tuple[Tensor
     (row,) = guard.claim(evaluated((data[0], labels), [line], **keys)).comparisons
     assert row.lower.value == 0
     assert jumps(Two(), data[0], data[0])["first"].max() == 0
+
+
+def test_cues_that_never_conflict_are_refused() -> None:
+    class Agreeing(Cued):
+        name = "agreeing"
+
+        def textures(self, split: str) -> Tensor:
+            return torch.arange(60) % 3
+
+    line = {"lower": "texture", "higher": "shape"}
+    with pytest.raises(InputError, match="shape and texture of all 60 images of data set 'agreeing' are of the same"):
+        guard.claim({"claim": "X.", "cues": {"dataset": Agreeing(), "model": Looking(0)}, "expect": [line]})
 
 
 class Photographed(Cued):

@@ -57,7 +57,8 @@ def test_nothing_is_dropped_where_the_victim_draws(linear: nn.Module, images: Te
     assert (still.eot, still.scoring_draws) == (1, 1)
     assert still.forwards_per_image is not None
     assert still.forwards_per_image < 3
-    through, without = draws.candidates
+    through, smoothed, without = draws.candidates
+    assert (smoothed.name, smoothed.backwards_per_image) == ("smoothed", 12)
     assert through.forwards_per_image == through.backwards_per_image == 12  # three steps of four draws
     assert without.forwards_per_image == 3
     assert (draws.status, draws.eot, draws.scoring_draws) == ("VALID", 4, 10)
@@ -86,11 +87,18 @@ def test_one_lucky_draw_is_no_success(linear: nn.Module, images: Tensor, labels:
 
 
 def test_the_best_of_many_is_scored_on_fresh_draws(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Of attacks that do nothing none looks better for having been chosen."""
+    """Of attacks that do nothing none looks better for having been chosen, although each has other draws."""
+
+    class Coin(Fluke):
+        name = "coin"
+
+        def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+            phase = 1e8 * images.double().flatten(1).sum(1)
+            return torch.where(((rng.uniform(shape=()) + phase) % 1 < 0.5).view(-1, 1, 1, 1), 1 - images, images)
+
     attacks = [{"name": "noise", "as": f"noise-{number}"} for number in range(8)]
     threat = ThreatModel(norm="linf", epsilon=1e-6)
-    coin = Fluke(share=0.5)
-    (worst,) = evaluate(linear, (images, labels), attacks=attacks, threat=threat, defenses=[coin]).worst_case
+    (worst,) = evaluate(linear, (images, labels), attacks=attacks, threat=threat, defenses=[Coin()]).worst_case
     right, flipped = ((linear(some).argmax(1) == labels).double() for some in (images, 1 - images))
     wanted = float(((right + flipped) / 2).mean())
     # each image's share of 100 draws has a deviation of 0.05; the least of eight would lie 1.4 of them below

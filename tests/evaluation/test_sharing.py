@@ -94,11 +94,11 @@ def test_oblivious_images_are_crafted_once(keyable: bool, linear: nn.Module, ima
     report = evaluate(
         net, (images, labels), defenses=[Blur(), Tilt()], knowledge=["adaptive", "oblivious"], batch_size=256
     )
-    assert report.run["computed_shards"] == (8 if keyable else 12)
+    assert report.run["computed_shards"] == (12 if keyable else 16)
     assert report.run["cached_shards"] == 0, "nothing was kept before this run"
     whole = [call for call in CALLS if len(call) == 256]
-    assert len(whole) == 1, "the oblivious points of two defenses are the same"
-    assert len(CALLS) == 2 * (2 + 1)  # shards x (adaptive of each, oblivious of both)
+    assert len(whole) == 1 + 2, "the oblivious points of two defenses are the same; each is smoothed for itself"
+    assert len(CALLS) == 2 * (2 + 2 + 1)  # shards x (adaptive of each, both ways, and oblivious of both)
     for blur in (0, 2):
         adaptive, oblivious = report.cells[blur : blur + 2]
         assert adaptive.candidates[1].robust_accuracy == oblivious.robust_accuracy
@@ -163,8 +163,8 @@ def test_what_no_two_victims_share(defenses: list[Defense], settings: dict[str, 
 
 
 def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -> None:
-    """4 images asked about twice to see whether the answers agree, a few probes, the clean images, the attack, the
-    score; rounded to 8 bits only where the data is."""
+    """16 images asked about four times to see whether the answers agree, a few probes, the clean images, the attack,
+    the score; rounded to 8 bits only where the data is."""
 
     class Counting(nn.Module):
         rows = 0
@@ -178,7 +178,7 @@ def test_rows_that_the_model_sees(linear: Any, images: Tensor, labels: Tensor) -
         Counting.rows = 0
         evaluate(Counting(), (data[:100], labels[:100]))
         counts.append(Counting.rows)
-    assert counts == [8 + 1 + 2 + 1 + 100 + 90 + 100, 8 + 1 + 2 + 1 + 100 + 90 + 200]
+    assert counts == [64 + 1 + 2 + 1 + 100 + 90 + 100, 64 + 1 + 2 + 1 + 100 + 90 + 200]
 
 
 def test_where_nothing_is_right_nothing_is_attacked(linear: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -114,8 +114,8 @@ def test_each_shard_is_decoded_once(
 
     monkeypatch.setattr(Streamed, "tensor", watched)
     evaluate({"name": "folder", "path": str(photographs)}, defenses=["none", "bit-depth"])
-    assert sorted(sizes) == [1, 4, 8, 44, 256]  # one to check, a few to probe and to show, and two shards
-    assert [decoded[place] for place in range(300)] == [4] + [3] * 3 + [2] * 4 + [1] * 292
+    assert sorted(sizes) == [1, 8, 16, 44, 256]  # one to check, a few to probe and to show, and two shards
+    assert [decoded[place] for place in range(300)] == [4] + [3] * 7 + [2] * 8 + [1] * 284
 
 
 def test_a_second_run_computes_nothing_and_a_changed_file_one_shard(photographs: Path, tmp_path: Path) -> None:

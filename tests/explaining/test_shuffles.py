@@ -184,3 +184,16 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_there_must_be_images() -> None:
     with pytest.raises(InputError, match="there are none"):
         agreement(Says(color), IMAGES[:0], [4])
+
+
+def test_a_model_that_draws_repeats_and_leaves_the_generator() -> None:
+    class Dropping(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return nn.functional.dropout(images, 0.5, training=True).flatten(1)[:, :10]
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = agreement(Dropping(), IMAGES, [4])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert agreement(Dropping(), IMAGES, [4]) == first

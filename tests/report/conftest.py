@@ -1,5 +1,6 @@
-"""A synthetic report: every status, both knowledges, two data sets, several threats and models."""
+"""A synthetic report of every status, knowledge and norm, and records of trainings."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from guard import Report
 from guard.evaluation.result import Candidate, Cell, PartRow, Pictures, WorstCase
+from guard.training.record import Epoch, Record
 
 _ROBUST = {  # of 597 images, by defense: the adaptive and the oblivious attacker's count for each attack
     "none": ({"fgsm": 81, "pgd": 3, "apgd": 0}, {}),
@@ -170,3 +172,84 @@ def build() -> Report:
         worst_case=[*rows, *further],
         pictures=pictures,
     )
+
+
+_EVIL = "<script>alert(1)</script>\"'&"
+
+
+def epoch(number: int, **changes: Any) -> Epoch:
+    share = 1 - 1 / (number + 1)
+    return Epoch(
+        **{"epoch": number, "lr": 0.1 / number, "loss": 2 / number, "seconds": 12.4}
+        | {"clean": share, "fgsm": 0.8 * share, "pgd": 0.7 * share}
+        | changes
+    )
+
+
+def record(*epochs: Epoch, **changes: Any) -> Record:
+    config = {
+        "dataset": {"name": "cifar10", "split": "train"},
+        "threat": [{"norm": "linf", "epsilon": 8 / 255}],
+        "training": {"epochs": len(epochs)},
+    }
+    given = {
+        "config": config,
+        "label": "trades + awp",
+        "model": "resnet18-cifar",
+        "num_classes": 10,
+        "image_shape": (3, 32, 32),
+        "images": 45_000,
+        "held_out": 5_000,
+        "data": "3f9a1c",
+        "versions": {"guard-robustness": "0.1.0", "torch": "2.9"},
+        "epochs": epochs,
+        "kept": len(epochs) or None,
+        "finished": True,
+    }
+    return Record(**given | changes)
+
+
+_NOTHING = {"clean": None, "fgsm": None, "pgd": None}
+RECORDS = {
+    "one": record(epoch(1)),
+    "ten": record(*map(epoch, range(1, 11)), kept=7),
+    "many": record(*map(epoch, range(1, 201)), kept=140),
+    "nothing held out": record(*(epoch(number, **_NOTHING) for number in range(1, 6)), held_out=0),
+    "no bound": record(*(epoch(number, fgsm=None) for number in range(1, 6))),
+    "alarm": record(epoch(1), epoch(2, events=("PGD fell", "a step back")), epoch(3, events=(_EVIL,)), kept=1),
+    "not finished": record(epoch(1), epoch(2), finished=False, config={"training": {"epochs": 8}}),
+    "not begun": record(finished=False),
+    "nothing known": record(epoch(1, loss=float("inf"), lr=0), config={}, kept=None),
+    "evil": record(
+        epoch(1, events=(_EVIL,)),
+        config={_EVIL: _EVIL, "dataset": _EVIL, "threat": _EVIL},
+        label=_EVIL,
+        model=_EVIL,
+        data=_EVIL,
+        versions={_EVIL: _EVIL},
+    ),
+}
+
+
+@pytest.fixture(name="epoch")
+def _epoch() -> Callable[..., Epoch]:
+    """epoch(number, **changes) -> the record of an epoch."""
+    return epoch
+
+
+@pytest.fixture(name="record")
+def _record() -> Callable[..., Record]:
+    """record(*epochs, **changes) -> the record of a training."""
+    return record
+
+
+@pytest.fixture
+def records() -> dict[str, Record]:
+    return RECORDS
+
+
+@pytest.fixture(params=RECORDS.values(), ids=RECORDS)
+def shown(request: pytest.FixtureRequest) -> Record:
+    """Each of the records."""
+    found: Record = request.param
+    return found

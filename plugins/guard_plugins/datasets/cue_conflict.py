@@ -21,7 +21,8 @@ class CueConflict(ImageFiles):
     `root` holds cues.csv with a header and the columns file, shape and texture, and maybe shape_photo and
     texture_photo, the photographs that an image was made of. Files are relative to the folder. The classes of both cues
     are whole numbers, the outputs of the model, unless `classes` says which output each is. Labels are the shapes';
-    `textures` gives the other cue. `guard.explaining.conflict_set.build` makes such a folder of photographs.
+    `textures` gives the other cue. A decision counts for its very class, where Geirhos et al. join ImageNet's into 16
+    categories. `guard.explaining.conflict_set.build` makes such a folder of photographs.
     """
 
     name = "cue-conflict"

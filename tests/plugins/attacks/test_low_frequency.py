@@ -1,4 +1,4 @@
-"""Low-frequency: the bands, what stays inside them, both budgets, and every attack that may move the perturbation."""
+"""Low-frequency: the bands, what stays inside them, both budgets, and noise of low frequencies."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch.nn.functional as F
 from guard_plugins.attacks.bands import Band, mask
 from guard_plugins.attacks.low_frequency import LowFrequency, LowFrequencyNoise
 from torch import Tensor, nn
 
-import guard
-from guard import Attack, Goal, InputError, Registry, Rng, ThreatModel, Victim, dct2, idct2
+from guard import Goal, InputError, Registry, Rng, ThreatModel, Victim, dct2, idct2
 
 pytestmark = pytest.mark.usefixtures("global_generator_untouched")
 
 Make = Callable[..., Victim]
+Perturb = Callable[..., Tensor]
 Linear = Callable[..., nn.Module]
 BANDS = ["low", "mid", "high", "random"]
 INNER = [
@@ -53,31 +52,8 @@ class Watched(nn.Module):
         return logits
 
 
-class Still(Attack):
-    """An attack that notes what it is given and returns points of its own."""
-
-    name = "still"
-    points: Any = None
-
-    def perturb(self, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, rng: Rng) -> Tensor:
-        given.update(victim=victim, images=images, threat=threat)
-        return images if self.points is None else self.points  # type: ignore[no-any-return]
-
-
-given: dict[str, Any] = {}
-
-
 def rng_of(images: Tensor, seed: int = 0) -> Rng:
     return Rng(seed, torch.arange(len(images)), tuple(images.shape[1:]))
-
-
-def attack(made: Attack, victim: Victim, images: Tensor, goal: Goal, threat: ThreatModel, seed: int = 0) -> Tensor:
-    adversarial = made.perturb(victim, images, goal, threat, rng_of(images, seed))
-    assert adversarial.dtype == images.dtype
-    assert threat.contains(adversarial, images).all()
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    return adversarial
 
 
 def grey(count: int, *shape: int) -> Tensor:
@@ -108,7 +84,7 @@ def leak(perturbation: Tensor, kept: Tensor) -> float:
 @EVERY
 @pytest.mark.parametrize("band", BANDS)
 def test_nothing_that_is_asked_about_leaves_its_band(
-    band: str, inner: dict[str, Any], registry: Registry, linear: Linear, make_victim: Make
+    band: str, inner: dict[str, Any], registry: Registry, linear: Linear, make_victim: Make, perturb_inside: Perturb
 ) -> None:
     """Where nothing is clipped: on grey images, of a perturbation so short that its masked part stays short."""
     images, model = grey(4, 3, 6, 7), Watched(random_linear(linear, 3, 6, 7))
@@ -116,7 +92,7 @@ def test_nothing_that_is_asked_about_leaves_its_band(
         "attack", {"name": "low-frequency", "attack": inner, "band": band, "dimension": 3, "parameter_epsilon": 0.02}
     )
     goal, kept = Goal(torch.zeros(4, dtype=torch.int64)), mask(made.band, 3, images, rng_of(images))
-    adversarial = attack(made, make_victim(model, images, drop=False), images, goal, WIDE)
+    adversarial = perturb_inside(made, make_victim(model, images, drop=False), images, goal, WIDE)
     assert 1e-3 < (adversarial - images).abs().max() < 0.3
     assert leak(adversarial - images, kept) < 1e-12
     assert all(((dct2(seen - images) * (1 - kept)).abs() < 1e-12).all() for seen in model.seen)
@@ -126,7 +102,12 @@ def test_nothing_that_is_asked_about_leaves_its_band(
 @EVERY
 @EACH_NORM
 def test_the_whole_spectrum_is_the_attack_itself(
-    threat: ThreatModel, inner: dict[str, Any], registry: Registry, curved: nn.Module, make_victim: Make
+    threat: ThreatModel,
+    inner: dict[str, Any],
+    registry: Registry,
+    curved: nn.Module,
+    make_victim: Make,
+    perturb_inside: Perturb,
 ) -> None:
     images = grey(6, 3, 4, 4)
     labels = curved(images).argmax(1)
@@ -135,7 +116,9 @@ def test_the_whole_spectrum_is_the_attack_itself(
     made = LowFrequency(attack=plain, dimension=4)
     victims = [make_victim(curved, images) for _ in range(2)]
     small = ThreatModel(norm=threat.norm, epsilon=threat.epsilon / 8)
-    results = [attack(each, victim, images, goal, small) for each, victim in zip((plain, made), victims, strict=True)]
+    results = [
+        perturb_inside(each, victim, images, goal, small) for each, victim in zip((plain, made), victims, strict=True)
+    ]
     torch.testing.assert_close(results[1], results[0], atol=1e-9, rtol=0)
     assert (results[0] - images).abs().max() > 1e-3
     assert torch.equal(victims[0].counts.forwards, victims[1].counts.forwards)
@@ -145,13 +128,19 @@ def test_the_whole_spectrum_is_the_attack_itself(
 @EVERY
 @EACH_NORM
 def test_what_it_returns_is_what_the_victim_fell_for(
-    threat: ThreatModel, inner: dict[str, Any], registry: Registry, curved: nn.Module, images: Tensor, make_victim: Make
+    threat: ThreatModel,
+    inner: dict[str, Any],
+    registry: Registry,
+    curved: nn.Module,
+    images: Tensor,
+    make_victim: Make,
+    perturb_inside: Perturb,
 ) -> None:
     """Images with values at 0 and 1, so that all is clipped; the victim keeps its counts."""
     goal, model = Goal(curved(images).argmax(1)), Watched(curved)
     made = registry.create("attack", {"name": "low-frequency", "attack": inner, "dimension": 2})
     victim = make_victim(model, images)
-    adversarial = attack(made, victim, images, goal, threat)
+    adversarial = perturb_inside(made, victim, images, goal, threat)
     assert goal.reached(curved(adversarial)).sum() >= 2
     seen = torch.cat(model.seen)
     assert victim.counts.forwards.sum() == len(seen)
@@ -163,7 +152,7 @@ def test_what_it_returns_is_what_the_victim_fell_for(
 @pytest.mark.parametrize(("row", "column", "own"), [(1, 2, "low"), (3, 3, "mid"), (6, 7, "high")])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_model_of_one_frequency_falls_to_its_band_alone(
-    row: int, column: int, own: Band, norm: Any, linear: Linear, make_victim: Make
+    row: int, column: int, own: Band, norm: Any, linear: Linear, make_victim: Make, perturb_inside: Perturb
 ) -> None:
     """For l2 in closed form: all of the ball along the model's own direction."""
     images, direction = grey(2, 1, 8, 8), wave(row, column, 8, 8).flatten()
@@ -173,7 +162,7 @@ def test_a_model_of_one_frequency_falls_to_its_band_alone(
     threat = ThreatModel(norm=norm, epsilon=epsilon)
 
     def gain(made: LowFrequency) -> float:
-        adversarial = attack(made, make_victim(model, images, drop=False), images, goal, threat)
+        adversarial = perturb_inside(made, make_victim(model, images, drop=False), images, goal, threat)
         with torch.no_grad():
             return float((goal.margin(model(images)) - goal.margin(model(adversarial))).mean())
 
@@ -187,108 +176,33 @@ def test_a_model_of_one_frequency_falls_to_its_band_alone(
 
 
 @pytest.mark.parametrize("epsilon", [0.04, 0.06, 1])
-def test_the_parameter_may_be_bounded_instead_of_the_image(epsilon: float, linear: Linear, make_victim: Make) -> None:
+def test_the_parameter_may_be_bounded_instead_of_the_image(
+    epsilon: float, linear: Linear, make_victim: Make, perturb_inside: Perturb
+) -> None:
     """The masked part then exceeds the parameter's bound, up to where the threat ends."""
     images, model = grey(8, 1, 8, 8), random_linear(linear, 1, 8, 8)
     goal, threat = Goal(torch.zeros(8, dtype=torch.int64)), ThreatModel(norm="linf", epsilon=epsilon)
     free = LowFrequency(parameter_epsilon=0.04, band="random", dimension=4)
-    adversarial = attack(free, make_victim(model, images, drop=False), images, goal, threat)
+    adversarial = perturb_inside(free, make_victim(model, images, drop=False), images, goal, threat)
     distance = threat.distance(adversarial, images)
     if epsilon == 1:
         assert (distance > 0.065).all(), "half as far again"
     else:
         assert distance.tolist() == pytest.approx([epsilon] * 8)
     bounded = LowFrequency(band="random", dimension=4)
-    within = attack(bounded, make_victim(model, images, drop=False), images, goal, threat)
+    within = perturb_inside(bounded, make_victim(model, images, drop=False), images, goal, threat)
     if epsilon == 0.04:
         torch.testing.assert_close(within, adversarial)
 
 
-@pytest.mark.parametrize("threat", [*THREATS, WIDE], ids=str)
-def test_the_inner_attack_meets_grey_images_and_the_bound(
-    threat: ThreatModel, curved: nn.Module, images: Tensor, make_victim: Make
-) -> None:
-    goal = Goal(torch.zeros(8, dtype=torch.int64))
-    for epsilon in (None, 0.03):
-        attack(LowFrequency(attack=Still(), parameter_epsilon=epsilon), make_victim(curved, images),
-               images, goal, threat)  # fmt: skip
-        assert torch.equal(given["images"], torch.full_like(images, 0.5))
-        assert given["threat"] == ThreatModel(norm=threat.norm, epsilon=epsilon or threat.epsilon)
-        assert torch.equal(given["victim"].logits(given["images"]), curved(images)), "grey stands for the image"
-
-
-@EACH_NORM
-def test_the_gradient_is_masked_and_leads_no_clipped_value_further_out(
-    threat: ThreatModel, curved: nn.Module, images: Tensor, make_victim: Make
-) -> None:
-    """Else it is the victim's at the image that it sees; in l2 and l1 only [0, 1] clips single values."""
-    goal, point = Goal(torch.zeros(8, dtype=torch.int64)), torch.rand(8, 3, 4, 4, generator=generator(3)).double()
-    LowFrequency(attack=Still(), dimension=3).perturb(make_victim(curved, images), images, goal, threat, rng_of(images))
-    kept = mask("low", 3, images, rng_of(images))
-    gradient, loss, _ = given["victim"].gradient(point, goal)
-    moved = images + idct2(kept * dct2(point - 0.5))
-    seen = threat.project(moved, images).requires_grad_()
-    torch.testing.assert_close(F.cross_entropy(curved(seen), goal.labels, reduction="none"), loss)
-    (there,) = torch.autograd.grad(F.cross_entropy(curved(seen), goal.labels, reduction="sum"), seen)
-    clipped = moved - (seen if threat.norm == "linf" else moved.clamp(0, 1))
-    outwards = (clipped * there > 0) & (clipped.abs() > 1e-12)
-    assert outwards.any()
-    assert (outwards != (clipped.abs() > 1e-12)).any(), "some lead back in"
-    torch.testing.assert_close(gradient, idct2(kept * dct2(there * ~outwards)))
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("name", ["square", "noise", "deepfool", "cw", "fab", "autoattack", "simba-dct"])
-def test_what_follows_no_gradient_inside_a_ball_is_refused(name: str, registry: Registry) -> None:
-    with pytest.raises(InputError) as caught:
-        registry.create("attack", {"name": "low-frequency", "attack": name})
-    assert str(caught.value) == (
-        f"attack 'low-frequency' moves by the gradients of one attack inside a ball; '{name}' is none such. "
-        f"Use bim, mi-fgsm, pgd or apgd"
-    )
-
-
-def test_an_attack_that_does_not_work_in_the_norm_is_not_applicable(curved: nn.Module, images: Tensor) -> None:
-    class Flat(Still):
-        name = "flat"
-        norms = frozenset({"linf"})
-
-    with pytest.raises(InputError) as caught:
-        guard.craft(LowFrequency(attack=Flat()), curved, images, torch.zeros(8, dtype=torch.int64), THREATS[1])
-    assert str(caught.value) == "attack 'low-frequency: flat' works in linf, not in l2. Use one of its norms"
-
-
-def test_a_bound_that_is_none_is_refused(curved: nn.Module, images: Tensor, make_victim: Make) -> None:
-    goal, victim = Goal(torch.zeros(8, dtype=torch.int64)), make_victim(curved, images)
-    with pytest.raises(InputError, match=r"^parameter_epsilon of attack 'low-frequency': .* 2/255\?$"):
-        attack(LowFrequency(parameter_epsilon=2), victim, images, goal, WIDE)
-
-
-def test_it_goes_through_a_config_and_back_and_costs_what_its_attack_costs(registry: Registry) -> None:
-    spec = {"name": "low-frequency", "attack": {"name": "pgd", "steps": 7}, "parameter_epsilon": "8/255"}
-    made = registry.create("attack", spec)
-    assert made.cost(10) == made.attack.cost(10)
-    assert made.parameter_epsilon == 8 / 255
-    assert registry.create("attack", made.model_dump(mode="json")) == made
-
-
-def test_a_budget_is_honoured(curved: nn.Module, images: Tensor, make_victim: Make) -> None:
-    victim, goal = make_victim(curved, images, max_queries=3, drop=False), Goal(torch.zeros(8, dtype=torch.int64))
-    attack(LowFrequency(), victim, images, goal, THREATS[0])
-    assert victim.counts.forwards.tolist() == [3] * 8
-
-
 @EACH_NORM
 def test_noise_is_low_fills_the_ball_and_keeps_its_first_success(
-    threat: ThreatModel, linear: Linear, make_victim: Make
+    threat: ThreatModel, linear: Linear, make_victim: Make, perturb_inside: Perturb
 ) -> None:
     images, model = grey(16, 3, 8, 6), Watched(random_linear(linear, 3, 8, 6))
     made, goal = LowFrequencyNoise(draws=5, dimension=3), Goal(torch.zeros(16, dtype=torch.int64))
     victim = make_victim(model, images, access="logits")
-    adversarial = attack(made, victim, images, goal, threat)
+    adversarial = perturb_inside(made, victim, images, goal, threat)
     for seen in (*model.seen, adversarial):
         clean = images[: len(seen)]
         assert leak(seen - clean, mask("low", 3, clean, rng_of(clean))) < 1e-12
@@ -301,9 +215,9 @@ def test_noise_is_low_fills_the_ball_and_keeps_its_first_success(
     assert len(counts.unique()) > 1
 
 
-def test_noise_needs_a_bound(curved: nn.Module, images: Tensor, make_victim: Make) -> None:
+def test_noise_needs_a_bound(curved: nn.Module, images: Tensor, make_victim: Make, perturb_inside: Perturb) -> None:
     threat = ThreatModel(norm="l2", epsilon=math.inf)
     with pytest.raises(InputError, match="'low-frequency-noise' fills the ball"):
-        attack(
+        perturb_inside(
             LowFrequencyNoise(), make_victim(curved, images), images, Goal(torch.zeros(8, dtype=torch.int64)), threat
         )

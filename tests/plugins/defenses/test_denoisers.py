@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from guard import Defense, Goal, Registry, Rng, ThreatModel, Victim
-from guard.rng import seeded
+from guard import Data, Defense, Goal, Registry, Rng, ThreatModel, Victim
 
 Make = Callable[..., Defense]
 Spec = dict[str, Any]
@@ -92,19 +90,11 @@ def test_noise_on_flat_areas_is_taken_away_and_edges_stay(
     assert abs(gained("jpeg", quality=100)) < 1.5
 
 
-@pytest.fixture(scope="module")
-def digits(registry: Registry) -> tuple[nn.Module, Tensor, Tensor]:
+@pytest.fixture
+def digits(digits_network: tuple[nn.Module, Data, Data]) -> tuple[nn.Module, Tensor, Tensor]:
     """A linear classifier of the digits, and 150 test images with their labels."""
-    source = registry.create("dataset", "digits")
-    train, test = source.load("train"), source.load("test")
-    with seeded(0, torch.device("cpu")):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(train.images), train.labels).backward()
-        optimizer.step()
-    return model.eval().requires_grad_(False), test.images[:150], test.labels[:150]
+    model, _, test = digits_network
+    return model, test.images[:150], test.labels[:150]
 
 
 @pytest.mark.parametrize("spec", [{"name": "jpeg", "quality": 10}, {"name": "dct-low-pass"}], ids=str)

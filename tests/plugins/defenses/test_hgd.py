@@ -176,7 +176,7 @@ def test_it_restores_most_of_what_an_oblivious_attack_takes(tmp_path: Path, monk
     assert bare.robust_accuracy < 0.4
     assert oblivious.robust_accuracy > 0.75
     assert adaptive.robust_accuracy <= oblivious.robust_accuracy
-    assert {candidate.name for candidate in adaptive.candidates} == {"gradient", "oblivious"}
+    assert {candidate.name for candidate in adaptive.candidates} == {"gradient", "smoothed", "oblivious"}
 
 
 @pytest.mark.parametrize(
