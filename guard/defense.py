@@ -207,12 +207,17 @@ def _around(member: Defense, step: Step, proceed: Callable[[], Tensor]) -> Calla
 def stack(defenses: Defense | Sequence[Defense]) -> Stack:
     """One defense or several as a stack; nested stacks are flattened, 'none' and its like drop out.
 
-    Raises InputError where two of them bring their own adversary, or their own loss.
+    Raises InputError for one that acts at no moment, and where two bring their own adversary, or their own loss.
     """
     parts: list[Defense] = []
     for item in [defenses] if isinstance(defenses, Defense) else defenses:
         parts.extend(item.members if isinstance(item, Stack) else [item])
     moments = ("modify", "augment", "adversary", "loss", "update", "preprocess")
+    for part in parts:
+        if part.name != "none" and not part.overrides(*moments):
+            raise InputError(
+                f"defense '{part.name}' does nothing: it has none of {', '.join(moments)}. Name its method so"
+            )
     for moment in ("adversary", "loss"):
         acting = [part.name for part in parts if part.overrides(moment)]
         if len(acting) > 1:

@@ -210,3 +210,14 @@ def test_the_surrogate_is_preprocess_itself_where_that_is_differentiable() -> No
 
     assert torch.equal(Plus().surrogate(IMAGES, rng()), IMAGES + 1)
     assert torch.equal(Coarse().surrogate(IMAGES, rng()), IMAGES)
+
+
+def test_a_defense_that_acts_at_no_moment_is_refused() -> None:
+    class Misspelt(Defense):
+        name = "misspelt"
+
+        def preproces(self, images: Tensor, rng: Rng) -> Tensor:
+            return images
+
+    with pytest.raises(InputError, match="defense 'misspelt' does nothing: it has none of modify, augment,"):
+        stack([Misspelt()])

@@ -124,6 +124,9 @@ class ClaimConfig(Config):
         if (self.evaluate is None) == (cues.model is None):
             beside = "evaluate names the models" if cues.model is not None else "no model is named"
             raise ValueError(f"cues: {beside}; write model: in cues, or evaluate: beside it, not both")
+        for key in ("training", "device"):
+            if self.evaluate is not None and key in cues.model_fields_set:
+                raise ValueError(f"cues: {key} is that of evaluate; write it there")
         if not callable(getattr(cues.dataset, "textures", None)):
             raise ValueError(
                 f"cues: data set '{cues.dataset.name}' does not say what the textures of its images are; write "

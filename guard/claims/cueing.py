@@ -12,6 +12,7 @@ from guard.claims.asking import asked
 from guard.claims.config import ClaimConfig, Cues
 from guard.claims.lines import CueLine
 from guard.claims.verdict import Comparison, CuePicture, Figure, compared
+from guard.config import EvaluationConfig
 from guard.errors import InputError
 from guard.evaluation.answer import Answer
 from guard.evaluation.images import load_images
@@ -71,6 +72,17 @@ def _pictures(
         )
         for number, row in enumerate(rows.tolist())
     )
+
+
+def fitting(cues: Cues, settings: EvaluationConfig) -> None:
+    """Raise InputError unless images with two cues are like those that are evaluated, in shape and classes."""
+    own, other = (framed(dataset, settings.sources) for dataset in (cues.dataset, settings.dataset))
+    for what in ("image_shape", "num_classes"):
+        if getattr(own, what) != getattr(other, what):
+            raise InputError(
+                f"cues: data set '{own.name}' has {what} {getattr(own, what)}, and '{other.name}', which is evaluated, "
+                f"{getattr(other, what)}. Evaluate {own.name}"
+            )
 
 
 def cued(cues: Cues, sources: Sequence[ModelSource], seed: int) -> tuple[Data, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from guard.configparts import Part
 from guard.threat import Amount
@@ -45,7 +45,7 @@ class CellLine(Line):
     relative to its size; likeness, the mean cosine of a perturbation with those of the other images; seconds that each
     image took when it was computed, scoring included, which are not tested. Where a line is about jumps or likeness,
     attacks do not stop at an image that reached its goal."""
-    layer: str | None = None
+    layer: Annotated[str, BeforeValidator(lambda name: str(name) if isinstance(name, int) else name)] | None = None
     """Of a jump, by its name in the network."""
     lower: Selector
     higher: Selector

@@ -56,11 +56,12 @@ class Measures:
             return self._decisions(self._planned[place])
         if line.figure == "likeness":
             return likeness(self._adversarial(place) - self._data.floats()).numpy()
-        jumps = self._jumps(place)
-        if line.layer not in jumps:
-            known = suggestion(str(line.layer), jumps)
-            raise InputError(f"a line's layer is '{line.layer}', which the network does not have. {known}")
-        return jumps[line.layer]
+        jumps, layer = self._jumps(place), str(line.layer)
+        found = jumps.get(layer, jumps.get(layer.removeprefix("net.")))
+        if found is None:
+            known = suggestion(layer, jumps)
+            raise InputError(f"a line's layer is '{layer}', which the network does not have. {known}")
+        return found
 
     def profile(self, place: int) -> dict[str, float]:
         """How far the attack of a cell moves each layer of its network: the median over images, by layer."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from guard.claims.config import ClaimConfig
-from guard.claims.cueing import cues
+from guard.claims.cueing import cues, fitting
 from guard.claims.lines import CellLine
 from guard.claims.measuring import Measures
 from guard.claims.selecting import pairs
@@ -23,6 +23,10 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
 
     What the store holds is not computed again, so that a run that was killed goes on where it stopped.
     """
+    if config.evaluate is not None and config.looks_at_images:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"early_stop": False})})
+    if config.evaluate is not None and config.cues is not None:
+        fitting(config.cues, config.evaluate)
     places, folders, images = pairs(config), dict[int, str](), 0
     found, charts, pictures = list[Comparison](), list[Chart](), tuple[CuePicture, ...]()
     for number, seed in enumerate(config.seeds):
@@ -31,8 +35,6 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
         if config.evaluate is not None:
             folders[seed] = f"seed-{seed}"
             once = config.evaluate.model_copy(update={"seed": (seed,), "plugins": config.plugins})
-            if config.looks_at_images:
-                once = once.model_copy(update={"early_stop": False})
             results = evaluate(once, folders[seed], config.looks_at_images)
             images = max(images, *(cell.images for cell in results.cells))
             measures = Measures(once, results, config.cues, progress)
@@ -89,11 +91,11 @@ def _of_cells(
 def _figure(line: CellLine, cell: Cell, both: Sequence[Cell]) -> Figure:
     """What a cell is called beside the other one, and what is wrong with it."""
     parts = [cell.model] if len({other.model for other in both}) > 1 else []
+    mark = "" if cell.status == "VALID" else f"{cell.status}: {cell.reason}"
     if line.figure == "shape-bias":  # of which attacks and budgets know nothing
-        return Figure(name=", ".join([cell.defense, *parts]))
+        return Figure(name=", ".join([cell.defense, *parts]), mark=mark)
     parts += [f"epsilon {cell.epsilon:.4g}"] if len({other.epsilon for other in both}) > 1 else []
     said = ", ".join([f"{cell.label} on {cell.defense}", cell.knowledge, *parts])
-    mark = "" if cell.status == "VALID" else f"{cell.status}: {cell.reason}"
     return Figure(name=said, mark=mark)
 
 

@@ -125,7 +125,10 @@ class Workshop:
             check_stage(stage, self._probed)
         changed = bool(stack.stages) or model is not base
         oblivious = self._network(base, (), access) if changed else None
-        return Defended(self._network(model, stages, access), relaxed, oblivious)
+        network = self._network(model, stages, access)
+        if network.opaque:
+            self._progress.say(f"{label} draws and does not say so: it is attacked and scored over draws")
+        return Defended(network, relaxed, oblivious)
 
     def bridges(self, victim: Defended, threat: ThreatModel) -> tuple[tuple[str, Network], ...]:
         """Its network with other ways back, by name; none without stages and without a relaxed backward."""

@@ -16,7 +16,7 @@ from guard.evaluation import bitmap
 from guard.evaluation.network import Network
 from guard.evaluation.outcome import PICTURES
 from guard.evaluation.plan import Planned
-from guard.evaluation.result import Cell, Pictures, Status, WorstCase
+from guard.evaluation.result import Candidate, Cell, Pictures, Status, WorstCase
 from guard.evaluation.store import Arrays, write_arrays
 from guard.evaluation.summary import (
     Scored,
@@ -38,6 +38,8 @@ from guard.source import Data, DatasetSource
 from guard.statistics import interval
 
 L = TypeVar("L", bound=Learner)
+_THROUGH = ("gradient", "bpda", "identity", "relax", "smoothed")
+_MASKED = 0.05  # of all images
 _LOW = 0.05  # labels that are shifted by one leave a network of 1,000 classes about 1 %, some ten times chance
 
 
@@ -214,6 +216,9 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     logits, clean = (np.concatenate([answer[name] for answer in answers]) for name in ("logits", "correct"))
     outcomes = [joined(ledger.outcomes[id(way)]) for way in item.trials]
     status, reason = suspicion(item.victim, logits, clean, config.dataset)
+    ways = tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True))
+    if status == "VALID":
+        status, reason = masked(ways)
     outcome, labels = best(outcomes), data.labels.numpy()
     epsilons = [threat.epsilon for threat in config.threat if threat.norm == cell.threat.norm]
     undecided = int((outcome["undecided"] & (clean > 0.5)).sum())
@@ -221,7 +226,7 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
         **shared | figures(outcome, clean, labels, on_grid) | minimal(outcome, clean, labels, epsilons),
         status=status,
         reason=reason,
-        candidates=tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True)),
+        candidates=ways,
         parts=parts(outcomes[0], clean),
         fit=item.fits[0] if item.fits else None,
         fit_forwards=sum(fit.forwards for fit in item.fits),
@@ -231,6 +236,18 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
         scoring_draws=max(trial.scoring_draws for trial in item.trials),
     )
     return Scored(row, outcome, clean)
+
+
+def masked(candidates: Sequence[Candidate]) -> tuple[Status, str]:
+    """SUSPECT where whoever ignores a defense breaks clearly more images than all gradients through it, or VALID."""
+    through = [way.robust_accuracy for way in candidates if way.name in _THROUGH]
+    around = [way.robust_accuracy for way in candidates if way.name == "oblivious"]
+    if not through or not around or min(through) - around[0] < _MASKED:
+        return "VALID", ""
+    return "SUSPECT", (
+        f"gradients through the defense leave {min(through):.1%}, an attacker who ignores it {around[0]:.1%}: they are "
+        f"masked. Write differentiable = False where they are not true, and a surrogate"
+    )
 
 
 def suspicion(

@@ -9,6 +9,8 @@ from guard.report.text import joined, many, seconds
 from guard.threat import amount
 from guard.training.record import Epoch
 
+_FEW = 4  # lines about like fits
+
 
 class Figure(NamedTuple):
     """A figure of what was learned, as it stood when the weights that attack were kept."""
@@ -33,11 +35,32 @@ def labels(cells: Iterable[Cell]) -> str:
     return joined(list(dict.fromkeys(cell.label for cell in cells)))
 
 
-def lesson(fit: Fit, cells: Sequence[Cell]) -> str:
-    """Who learned against and on what, and what that took, in a line; and what one must know to trust the figures."""
-    where = f"{labels(cells)} learned against {fit.model} on {many(fit.images, 'training image')} of {fit.dataset}"
+def lessons(cells: Iterable[Cell]) -> list[str]:
+    """What was learned, a line for each time; one line for the like of several networks of more than a few."""
+    groups: dict[tuple[object, ...], list[tuple[Fit, list[Cell]]]] = {}
+    for fit, attacking in fits(cells):
+        alike = labels(attacking), fit.dataset, fit.images, len(fit.epochs), fit.forwards, fit.shared, aim(fit)
+        groups.setdefault(alike, []).append((fit, attacking))
+    return [line for group in groups.values() for line in _told(group)]
+
+
+def _told(group: Sequence[tuple[Fit, list[Cell]]]) -> list[str]:
+    if len(group) <= _FEW:
+        return [lesson(fit, attacking) for fit, attacking in group]
+    took = sorted(fit.seconds for fit, _ in group)
+    return [lesson(*group[0], f"each of {len(group)} networks", f"{seconds(took[0])} to {seconds(took[-1])}")]
+
+
+def lesson(fit: Fit, cells: Sequence[Cell], against: str = "", took: str = "") -> str:
+    """Who learned against and on what, and what that took, in a line; and what one must know to trust the figures.
+
+    `against`, `took`: in place of this fit's network and time.
+    """
+    where = f"against {against or fit.model} on {many(fit.images, 'training image')} of {fit.dataset}"
     asked = f"{fit.forwards:,} {'query' if fit.forwards == 1 else 'queries'}"
-    said = [f"{where}, {many(len(fit.epochs), 'epoch')}, {seconds(fit.seconds)}, {asked}"]
+    said = [
+        f"{labels(cells)} learned {where}, {many(len(fit.epochs), 'epoch')}, {took or seconds(fit.seconds)}, {asked}"
+    ]
     said += [f"it learned for {aim(fit)}"] if any(_other(fit, cell) for cell in cells) else []
     said += [shared(fit)] if fit.shared else []
     return f"{'; '.join(said)}."

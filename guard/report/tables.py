@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from guard.evaluation.result import Cell, Results, Row, WorstCase
-from guard.report.learned_words import fits, lesson, projected
+from guard.report.learned_words import lessons, projected
 from guard.report.text import distance, joined
 from guard.threat import amount
 
@@ -116,7 +116,7 @@ def _table(report: Results, setting: Setting, knowledge: str, source: str | None
         *_estimates(lines),
         *_distances(lines, setting),
         *_without_bound(lines, setting),
-        *_lessons(lines),
+        *lessons(cell for row in lines for cell in row.cells.values()),
         *_reasons(lines),
         *_left_out(left),
         *_span(report, setting, knowledge, rows),
@@ -186,11 +186,6 @@ def _without_bound(lines: Sequence[Line], setting: Setting) -> list[str]:
         f"which it did not learn to make. Its distance says how far it goes."
         for label in _projected(lines)
     ]
-
-
-def _lessons(lines: Sequence[Line]) -> list[str]:
-    """How each attack learned, where it did."""
-    return [lesson(fit, cells) for fit, cells in fits(cell for row in lines for cell in row.cells.values())]
 
 
 def _reasons(lines: Sequence[Line]) -> list[str]:

@@ -108,6 +108,7 @@ def test_cells_that_no_key_tells_apart(registry: Registry) -> None:
         ({"evaluate": None, "cues": CUES}, "expect[0] does not fit what is computed (x.yaml); write {lower: shape, "),
         ({"cues": CUES}, "cues: evaluate names the models"),
         ({"cues": {"dataset": CUES["dataset"]}, "evaluate": None, "expect": [CUE]}, "cues: no model is named"),
+        ({"cues": {"dataset": CUES["dataset"], "training": {}}}, "cues: training is that of evaluate"),
         (
             {"evaluate": None, "cues": CUES | {"dataset": "digits"}, "expect": [CUE]},
             "cues: data set 'digits' does not say what the textures of its images are",

@@ -181,6 +181,15 @@ class Cued(guard.DatasetSource):
         return Data.of(images, shapes)
 
 
+class Agreeing(Cued):
+    """Whose shapes and textures are of the same class."""
+
+    name = "agreeing"
+
+    def textures(self, split: str) -> Tensor:
+        return torch.arange(60) % 3
+
+
 class Looking(nn.Module):
     """Answers with what a row of the image says; with the third class, which is no cue's, where it is asked to."""
 
@@ -190,8 +199,8 @@ class Looking(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.other:
-            return 1 - images[:, 0, 0, :3] - images[:, 0, 7, :3]
-        return images[:, 0, self.row, :3]
+            return 5 - 5 * images[:, 0, 0, :3] - 5 * images[:, 0, 7, :3]
+        return 5 * images[:, 0, self.row, :3]
 
 
 def test_decisions_for_a_cue() -> None:
@@ -215,7 +224,7 @@ def test_the_shape_bias_of_defended_models() -> None:
             return images.flip(2)
 
     line = {"figure": "shape-bias", "lower": {"defense": "upside-down"}, "higher": {"defense": "none"}}
-    keys = {"dataset": Cued(), "model": Looking(0), "defenses": ["none", Upside()], "attacks": ["noise"]}
+    keys = {"dataset": Agreeing(), "model": Looking(0), "defenses": ["none", Upside()], "attacks": ["noise"]}
     found = guard.claim(
         evaluated(None, [line], **keys, threat={"norm": "linf", "epsilon": 0.01}) | {"cues": {"dataset": Cued()}}
     )
@@ -227,10 +236,11 @@ def test_the_shape_bias_of_defended_models() -> None:
 def test_a_bias_of_no_decisions_is_undecided() -> None:
     line = {"figure": "shape-bias", "lower": {"model": "first"}, "higher": {"model": "second"}}
     models = [Looking(0, other=True), Looking(0)]
-    keys = {"dataset": Cued(), "model": models, "attacks": ["noise"], "threat": {"norm": "linf", "epsilon": 0.01}}
+    keys = {"dataset": Agreeing(), "model": models, "attacks": ["noise"], "threat": {"norm": "linf", "epsilon": 0.01}}
     line = {"figure": "shape-bias", "lower": {"model": "Looking"}, "higher": {"model": "Looking#2"}}
     found = guard.claim(evaluated(None, [line], **keys) | {"cues": {"dataset": Cued()}})
-    assert found.why == "line 1 has no figure in seed 0"
+    assert found.comparisons[0].lower.value is None
+    assert found.why.startswith("none, Looking is SUSPECT: clean accuracy 0.0% on 60 images")
 
 
 def test_jumps_of_a_defended_model_are_seen_behind_its_stages(data: tuple[Tensor, Tensor]) -> None:
@@ -252,12 +262,6 @@ def test_jumps_of_a_defended_model_are_seen_behind_its_stages(data: tuple[Tensor
 
 
 def test_cues_that_never_conflict_are_refused() -> None:
-    class Agreeing(Cued):
-        name = "agreeing"
-
-        def textures(self, split: str) -> Tensor:
-            return torch.arange(60) % 3
-
     line = {"lower": "texture", "higher": "shape"}
     with pytest.raises(InputError, match="shape and texture of all 60 images of data set 'agreeing' are of the same"):
         guard.claim({"claim": "X.", "cues": {"dataset": Agreeing(), "model": Looking(0)}, "expect": [line]})
@@ -290,3 +294,11 @@ def test_images_are_shown_beside_what_they_were_made_of() -> None:
         assert len(picture.predictions) == 3
     bare = guard.claim({"claim": "X.", "cues": {"dataset": Cued(), "model": Looking(0)}, "expect": [line]})
     assert {len(picture.images) for picture in bare.pictures} == {1}
+
+
+def test_cues_are_like_the_images_that_are_evaluated() -> None:
+    line = {"figure": "shape-bias", "lower": {"defense": "none"}, "higher": {"defense": "median"}}
+    settings = evaluated(None, [line], dataset="digits", model="small-cnn", defenses=["none", "median"])
+    wanted = r"cues: data set 'cued' has num_classes 3, and 'digits', which is evaluated, 10\. Evaluate cued"
+    with pytest.raises(InputError, match=wanted):
+        guard.claim(settings | {"cues": {"dataset": Cued()}, "seeds": [0, 1, 2]})

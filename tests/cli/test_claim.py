@@ -80,7 +80,7 @@ def test_a_claim_from_end_to_end(here: Path) -> None:
     rows = [line.split() for line in table if line.endswith("holds")]
     found = json.loads((here / "out/claim.json").read_text())
     assert [row[0] for row in rows] == ["0", "1"]
-    assert rows[0][1] == f"{100 * found['comparisons'][0]['lower']['share']:.1f}"
+    assert rows[0][1] == f"{100 * found['comparisons'][0]['lower']['value']:.1f}"
     assert (found["verdict"], found["images"], found["schema_version"]) == ("supported", 200, 1)
     assert found["folders"] == {"0": "seed-0", "1": "seed-1"}
     files = {str(path.relative_to(here / "out")) for path in (here / "out").rglob("*.*") if path.is_file()}

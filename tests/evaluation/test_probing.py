@@ -159,3 +159,23 @@ def test_an_early_stop_can_be_denied(linear: nn.Module, images: Tensor, labels: 
     assert all_.backwards_per_image == 10  # also at images that are wrong as they are
     assert (some.backwards_per_image or 0) < (all_.backwards_per_image or 0)
     assert all_.robust_accuracy == some.robust_accuracy
+
+
+def test_a_gradient_that_is_partly_hidden_is_suspect(linear: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """All but a little of each image is rounded, which passes for a gradient."""
+
+    class Gate(Defense):
+        name = "gate"
+
+        def preprocess(self, images: Tensor, rng: Rng) -> Tensor:
+            rounded = (images * 20).round() / 20
+            rounded[:, :, 0, 0] = 0.5 + 1e-3 * images[:, :, 0, 0]
+            return rounded
+
+    threat = ThreatModel(norm="linf", epsilon=0.1)
+    (cell,) = evaluate(linear, (images, labels), Gate(), threat=threat).cells
+    found = {way.name: way.robust_accuracy for way in cell.candidates}
+    assert found["oblivious"] < min(found["gradient"], found["smoothed"]) - 0.05
+    assert cell.status == "SUSPECT"
+    assert "they are masked. Write differentiable = False where they are not true" in cell.reason
+    assert cell.robust_accuracy == found["oblivious"]
