@@ -81,21 +81,6 @@ every = pytest.mark.parametrize("face", FACES.values(), ids=FACES)
 
 
 @every
-def test_the_like_of_many_networks_is_one_line(report: Report) -> None:
-    (first, *_) = taught(report).cells
-
-    def told(count: int) -> list[str]:
-        fits = [fit(model=f"net-{number}", seconds=60.0 + number) for number in range(count)]
-        return lessons(first.model_copy(update={"fit": each, "label": "uap"}) for each in [*fits, fit(images=7)])
-
-    assert len(told(4)) == 5
-    assert told(5)[0] == (
-        "uap learned against each of 5 networks on 54,000 training images of digits, 3 epochs, 1 min 0 s to 1 min 4 s, "
-        "60,000 queries."
-    )
-    assert len(told(5)) == 2
-
-
 def test_each_fit_is_said_once_under_its_table(report: Report, face: Any) -> None:
     assert len(re.findall(rf"(?:^|^- |<li>){re.escape(LINE)}", face(taught(report)), re.MULTILINE)) == 1
     assert "learned against" not in face(report)
@@ -236,3 +221,18 @@ def test_candidates_of_every_name_are_explained_where_they_were_tried(report: Re
     assert tuple(re.findall(r"<li><strong>(.*?)</strong>: \w+", text)) == names
     if "learned" in names:
         assert "learned on training images; it asks nothing about the images it attacks" in text
+
+
+def test_the_like_of_many_networks_is_one_line(report: Report) -> None:
+    (first, *_) = taught(report).cells
+
+    def told(count: int) -> list[str]:
+        fits = [fit(model=f"net-{number}", seconds=60.0 + number) for number in range(count)]
+        return lessons(first.model_copy(update={"fit": each, "label": "uap"}) for each in [*fits, fit(images=7)])
+
+    assert len(told(4)) == 5
+    assert told(5)[0] == (
+        "uap learned against each of 5 networks on 54,000 training images of digits, 3 epochs, 1 min 0 s to 1 min 4 s, "
+        "60,000 queries."
+    )
+    assert len(told(5)) == 2
