@@ -218,7 +218,7 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     status, reason = suspicion(item.victim, logits, clean, config.dataset)
     ways = tuple(candidate(way.name, o, clean) for way, o in zip(item.trials, outcomes, strict=True))
     if status == "VALID":
-        status, reason = masked(ways)
+        status, reason = masked(ways, item.victim.randomized)
     outcome, labels = best(outcomes), data.labels.numpy()
     epsilons = [threat.epsilon for threat in config.threat if threat.norm == cell.threat.norm]
     undecided = int((outcome["undecided"] & (clean > 0.5)).sum())
@@ -238,15 +238,16 @@ def _scored(item: Planned, config: EvaluationConfig, data: Data, whole: str, on_
     return Scored(row, outcome, clean)
 
 
-def masked(candidates: Sequence[Candidate]) -> tuple[Status, str]:
+def masked(candidates: Sequence[Candidate], randomized: bool) -> tuple[Status, str]:
     """SUSPECT where whoever ignores a defense breaks clearly more images than all gradients through it, or VALID."""
     through = [way.robust_accuracy for way in candidates if way.name in _THROUGH]
     around = [way.robust_accuracy for way in candidates if way.name == "oblivious"]
     if not through or not around or min(through) - around[0] < _MASKED:
         return "VALID", ""
+    better = "are of too few draws, or masked. Raise eot, or write" if randomized else "are masked. Write"
     return "SUSPECT", (
-        f"gradients through the defense leave {min(through):.1%}, an attacker who ignores it {around[0]:.1%}: they are "
-        f"masked. Write differentiable = False where they are not true, and a surrogate"
+        f"gradients through the defense leave {min(through):.1%}, an attacker who ignores it {around[0]:.1%}: they "
+        f"{better} differentiable = False where they are not true, and a surrogate"
     )
 
 
