@@ -31,8 +31,9 @@ def cues(config: ClaimConfig, seed: int, progress: Progress) -> tuple[list[Compa
     """The lines in one seed, of how many images whose two cues differ, and a few of them. Raises InputError."""
     assert config.cues is not None
     assert config.cues.model is not None
-    network, _, device, dtype = asked(config.cues, config.cues.model, seed, progress)
-    data, textures = cued(config.cues, [config.cues.model], seed)
+    network, data, device, dtype = asked(config.cues, config.cues.model, seed, progress)
+    dataset = framed(config.cues.dataset, [config.cues.model])
+    data, textures = _conflicting(dataset, data)
 
     def classes(images: Data) -> Tensor:
         return predicted(network, images, device, dtype, seed)
@@ -46,14 +47,11 @@ def cues(config: ClaimConfig, seed: int, progress: Progress) -> tuple[list[Compa
         for number, line in enumerate(lines)
         for low, high in [(line.lower, line.higher)]
     ]
-    return rows, len(found), _pictures(config.cues, [config.cues.model], data, textures, classes)
+    return rows, len(found), _pictures(dataset, data, textures, classes)
 
 
-def _pictures(
-    cues: Cues, sources: Sequence[ModelSource], data: Data, textures: Tensor, classes: Callable[[Data], Tensor]
-) -> tuple[CuePicture, ...]:
+def _pictures(dataset: Any, data: Data, textures: Tensor, classes: Callable[[Data], Tensor]) -> tuple[CuePicture, ...]:
     """A few images, evenly from all of them, beside what they were made of where the data set knows."""
-    dataset: Any = framed(cues.dataset, [*sources])
     rows = torch.arange(len(data))[:: -(-len(data) // SHOWN)]
     kinds = [data[rows]]
     photos = dataset.photos(dataset.split) if callable(getattr(dataset, "photos", None)) else None
@@ -74,7 +72,7 @@ def _pictures(
     )
 
 
-def fitting(cues: Cues, settings: EvaluationConfig) -> None:
+def check_like(cues: Cues, settings: EvaluationConfig) -> None:
     """Raise InputError unless images with two cues are like those that are evaluated, in shape and classes."""
     own, other = (framed(dataset, settings.sources) for dataset in (cues.dataset, settings.dataset))
     for what in ("image_shape", "num_classes"):
@@ -87,8 +85,12 @@ def fitting(cues: Cues, settings: EvaluationConfig) -> None:
 
 def cued(cues: Cues, sources: Sequence[ModelSource], seed: int) -> tuple[Data, Tensor]:
     """The images, and the classes of their textures, int64 (N,), without those that are of one class. InputError."""
-    dataset: Any = framed(cues.dataset, [*sources])
-    data = load_images(dataset, cues.limit, seed)
+    dataset = framed(cues.dataset, [*sources])
+    return _conflicting(dataset, load_images(dataset, cues.limit, seed))
+
+
+def _conflicting(dataset: Any, data: Data) -> tuple[Data, Tensor]:
+    """Those of its images whose two classes differ, and the textures'."""
     textures = dataset.textures(dataset.split)[data.index]
     conflict = (textures != data.labels).nonzero()[:, 0]
     if not len(conflict):
@@ -104,7 +106,7 @@ def predicted(
 ) -> Tensor:
     """The class of each image, int64 (N,): of a network that draws, the one of most of its `draws`."""
     found = []
-    for batch in data.batches(network.batch_size(data.floats()[:1].to(device, dtype))):
+    for batch in data.batches(network.batch_size(data[:1].floats().to(device, dtype))):
         images, index = batch.floats().to(device, dtype), batch.index.to(device)
         rng = Rng(seed, index, tuple(images.shape[1:])).fold(SCORING)
         count = draws if network.randomized else 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from guard.claims.config import ClaimConfig
-from guard.claims.cueing import cues, fitting
+from guard.claims.cueing import check_like, cues
 from guard.claims.lines import CellLine
 from guard.claims.measuring import Measures
 from guard.claims.selecting import pairs
@@ -26,7 +26,7 @@ def run(config: ClaimConfig, evaluate: Evaluate, progress: Progress) -> Verdict:
     if config.evaluate is not None and config.looks_at_images:
         config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"early_stop": False})})
     if config.evaluate is not None and config.cues is not None:
-        fitting(config.cues, config.evaluate)
+        check_like(config.cues, config.evaluate)
     places, folders, images = pairs(config), dict[int, str](), 0
     found, charts, pictures = list[Comparison](), list[Chart](), tuple[CuePicture, ...]()
     for number, seed in enumerate(config.seeds):

@@ -154,10 +154,9 @@ def compared(
     """
     low, high = (each.astype(np.float64) for each in values)
     figures = [_with(*item, figure) for item in ((lower, low), (higher, high))]
-    ends = [item.value for item in figures]
-    known = ends[0] is not None and ends[1] is not None
-    difference = ends[1] - ends[0] if ends[0] is not None and ends[1] is not None else None
-    p_value, lean = _test(low, high, figure) if known and len(low) > 1 else (None, difference or 0.0)
+    start, end = (item.value for item in figures)
+    difference = None if start is None or end is None else end - start
+    p_value, lean = (None, difference or 0.0) if difference is None or len(low) < 2 else _test(low, high, figure)
     sign = _sign(difference or 0.0)
     return Comparison(
         line=line,
